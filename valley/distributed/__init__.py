@@ -1,0 +1,1 @@
+"""Ray at the rim: the only package that imports it."""

@@ -1,0 +1,126 @@
+"""Every error Valley raises on purpose, in one tree.
+
+    ValleyError
+    ├── SettingsError        a wrong setting; lists every problem at once
+    ├── MediaError           one media file cannot be used: becomes a row of the rejects table
+    │   ├── MissingMediaError       no such file
+    │   ├── EmptyMediaError         zero bytes, or not one frame in it
+    │   ├── UnsupportedMediaError   not a video or image we read: playlist, script, text, unknown container or codec
+    │   ├── DamagedMediaError       truncated or corrupt
+    │   ├── MediaLimitError         larger or longer than the limits allow
+    │   └── DecodeTimeoutError      the decoder passed its deadline or died
+    ├── RecordError          one record of a data file cannot be used: becomes a row of the rejects table
+    ├── StorageError         storage failed again and again: the job stops (never a bad sample)
+    ├── RejectLimitError     more samples were rejected than `data.max_rejected` allows
+    ├── ModelError           a tower, backbone, template or tokenizer that cannot be used
+    ├── CheckpointError      a checkpoint is missing, incomplete or does not fit
+    ├── TrackingError        MLflow cannot be used as configured
+    └── ClusterError         the cluster cannot run what was asked
+
+Data errors (`MediaError`, `RecordError`) are caught per sample and counted; all others stop the run.
+Each error carries its subject as attributes, so that tables and messages are built from fields, not from text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ValleyError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class SettingsError(ValleyError):
+    """One or more settings are wrong.
+
+    Attributes:
+        problems: one line each, beginning with the dotted path of the setting.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type[SettingsError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)
+
+
+class MediaError(ValleyError):
+    """One media file cannot be used.
+
+    Attributes:
+        path: the file as the data names it, or a short label for bytes.
+        reason: what is wrong with it, in one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)
+
+
+class MissingMediaError(MediaError):
+    """There is no such file."""
+
+
+class EmptyMediaError(MediaError):
+    """The file has no bytes, or not one frame."""
+
+
+class UnsupportedMediaError(MediaError):
+    """The bytes are not a container and codec that we read (playlists and scripts are refused here)."""
+
+
+class DamagedMediaError(MediaError):
+    """The file is truncated or corrupt."""
+
+
+class MediaLimitError(MediaError):
+    """The file is larger, longer or has more pixels than the limits allow."""
+
+
+class DecodeTimeoutError(MediaError):
+    """The decoder passed its deadline or died."""
+
+
+class RecordError(ValleyError):
+    """One record of a data file cannot be used.
+
+    Attributes:
+        sample_id: the record's id, or its position when it has none.
+        field: the field at fault.
+        reason: what is wrong with it, in one line.
+    """
+
+    def __init__(self, sample_id: str, field: str, reason: str) -> None:
+        self.sample_id, self.field, self.reason = sample_id, field, reason
+        super().__init__(f"{sample_id}: {field}: {reason}")
+
+    def __reduce__(self) -> tuple[type[RecordError], tuple[str, str, str]]:
+        return type(self), (self.sample_id, self.field, self.reason)
+
+
+class StorageError(ValleyError):
+    """Storage failed on every retry; the samples are not to blame."""
+
+
+class RejectLimitError(ValleyError):
+    """Too large a share of the samples was rejected."""
+
+
+class ModelError(ValleyError):
+    """A tower, backbone, template or tokenizer cannot be used."""
+
+
+class CheckpointError(ValleyError):
+    """A checkpoint is missing, incomplete or does not fit this model."""
+
+
+class TrackingError(ValleyError):
+    """MLflow cannot be used as configured."""
+
+
+class ClusterError(ValleyError):
+    """The cluster cannot run what was asked."""

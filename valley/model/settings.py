@@ -1,0 +1,50 @@
+"""Which model a run builds."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from valley.config import Settings
+
+
+class VisionSettings(Settings):
+    """The frozen vision tower (spec: open_clip, second-to-last block, no final norm)."""
+
+    name: str = "ViT-L-14-quickgelu"
+    """An open_clip model with a ViT tower, or `tiny`: a small random one for tests and demos."""
+    pretrained: str | None = "openai"
+    """open_clip's tag, or a path of weights; null: random weights (said loudly)."""
+    layer: int = -2
+    """Block whose output is used; -1 is the last, -2 the one before (LLaVA's choice; the paper is silent)."""
+    micro_batch: int = 32
+    """Frames that go through the tower at once."""
+
+
+class LLMSettings(Settings):
+    """The language model."""
+
+    name: str = "lmsys/vicuna-13b-v1.5"
+    """A Hugging Face causal LM by hub name or folder, or `tiny`: a small random one for tests and demos."""
+    gguf_file: str | None = None
+    """A GGUF file inside `name` to take the weights from."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    """Attention back-end."""
+    random_weights: bool = False
+    """Take only the configuration and tokenizer and draw the weights at random (shape tests, benchmarks)."""
+
+
+class ModelSettings(Settings):
+    """What to build; `path` overrides all but the LLM's attention."""
+
+    path: str | None = None
+    """A saved Valley checkpoint to start from."""
+    vision: VisionSettings = VisionSettings()
+    llm: LLMSettings = LLMSettings()
+    temporal: str = "v1"
+    """Temporal module (paper 4.2): a name in `valley.model.temporal.TEMPORAL`."""
+    placement: Literal["before_projector", "after_projector"] = "before_projector"
+    """Where the temporal module stands: the paper's place, or that of the published code."""
+    template: str = "valley"
+    """Prompt template: a name in `valley.model.conversation.TEMPLATES`."""
+    system: str | None = None
+    """System message; null: the template's own."""

@@ -1,0 +1,115 @@
+"""A run's settings, whole: what to build, what to learn from, how, on what, and where it is written down."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from valley.config import Settings
+from valley.data.settings import DataSettings
+from valley.model.settings import ModelSettings
+
+Module = Literal["temporal", "projector", "llm"]
+
+
+class StageSettings(Settings):
+    """One training stage (paper 4.3, table 6); the defaults are the paper's stage 1."""
+
+    modules: list[Module] = ["temporal", "projector"]
+    """What trains; the vision tower never does."""
+    train_added_tokens: bool = False
+    """Train the embedding rows of the six added tokens although the LLM is frozen."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak learning rate (section 5.1)."""
+    module_learning_rates: dict[Module | Literal["added_tokens"], PositiveFloat] = {}
+    """Peak learning rates of single modules; others take `learning_rate`."""
+    epochs: PositiveFloat = 1
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps; the schedule is laid out for them."""
+    global_batch: PositiveInt = 128
+    """Samples in an optimizer step, over all workers."""
+    micro_batch: PositiveInt = 8
+    """Samples in one forward pass on one worker."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps with a rising learning rate, before the cosine to 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass (non-reentrant)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Compute precision; what trains keeps fp32 masters."""
+
+
+class EngineSettings(Settings):
+    """What carries out a step."""
+
+    name: Literal["deepspeed", "torch"] = "deepspeed"
+    """`deepspeed`: ZeRO over the workers; `torch`: plain PyTorch."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed's ZeRO stage (table 6: 2)."""
+    offload: bool = False
+    """Keep the optimizer's state in CPU memory (DeepSpeed)."""
+    overlap_comm: bool = True
+    """Overlap gradient reduction with the backward pass (DeepSpeed)."""
+
+
+class CheckpointSettings(Settings):
+    """When and how many checkpoints are kept."""
+
+    every_steps: NonNegativeInt = 500
+    """Steps between checkpoints; 0: only at the end."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints kept; the best by validation loss is kept besides."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow writes."""
+
+    enabled: bool = True
+    uri: str | None = None
+    """MLflow tracking URI; null: `$MLFLOW_TRACKING_URI`, else SQLite beside the run folder."""
+    experiment: str = "valley"
+    run_name: str | None = None
+    """Name of the run; null: the run folder's name."""
+    every_steps: PositiveInt = 1
+    """Steps between two points of a curve."""
+
+
+class ClusterSettings(Settings):
+    """Who gets which CPUs and GPUs."""
+
+    address: str | None = None
+    """Ray cluster to join; null: `$RAY_ADDRESS`, else a local one is started."""
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Training workers; `auto`: one a GPU, or one on CPUs; 0: one plain process without Ray."""
+    gpu: bool | Literal["auto"] = "auto"
+    """Train on GPUs; `auto`: when the cluster has one."""
+    cpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
+    """Logical CPUs of a training worker; `auto`: 1 beside a GPU, 0.5 without."""
+    cpus_per_decoder: PositiveFloat = 0.5
+    """Logical CPUs of a decode task."""
+    max_decoders: PositiveInt | None = None
+    """Decode tasks at once over the whole cluster; null: what the free CPUs allow."""
+    memory_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the object store that samples in flight may fill."""
+
+
+class RunSettings(Settings):
+    """Everything about one training run."""
+
+    output: str = "runs/pretrain"
+    """Run folder: settings, checkpoints, rejects, curves, `summary.json`."""
+    seed: NonNegativeInt = 0
+    """Seed of the order of samples, of new weights and of splits."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings
+    train: StageSettings = StageSettings()
+    engine: EngineSettings = EngineSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
