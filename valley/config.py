@@ -7,14 +7,15 @@ Every wrong key and value is reported at once, each with its dotted path and the
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from valley.errors import SettingsError
@@ -25,10 +26,26 @@ PRESETS = Path(__file__).parent / "presets"
 class Settings(BaseModel):
     """Base of every settings model: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
 S = TypeVar("S", bound=Settings)
+
+
+def home() -> Path:
+    """Folder that relative paths in settings are taken from: `$VALLEY_HOME`, else the working directory.
+
+    A job on a cluster runs in a scratch directory, so what it wrote under a relative path would be lost.
+    """
+    return Path(os.environ.get("VALLEY_HOME") or Path.cwd())
+
+
+def _absolute(path: str) -> str:
+    return path if not path or "://" in path else str(home() / Path(path).expanduser())
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+"""A path or fsspec URI; a relative path is made absolute below `home()`."""
 
 
 def preset_names() -> list[str]:

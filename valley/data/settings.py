@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from valley.config import Settings
+from valley.config import Location, Settings
 from valley.media.decode import Limits
 from valley.media.sampling import Sampling
 
@@ -14,9 +14,9 @@ from valley.media.sampling import Sampling
 class SourceSettings(Settings):
     """One data file and the folder its media live in."""
 
-    path: str
+    path: Location
     """A JSON array or JSON Lines of records (appendix B), a path or fsspec URI."""
-    root: str = ""
+    root: Location = ""
     """Folder or fsspec URI that media paths are relative to; empty: the data file's own folder."""
     name: str | None = None
     """Name in tables and metrics; null: the data file's stem."""

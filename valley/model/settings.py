@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from valley.config import Settings
+from valley.config import Location, Settings
 
 
 class VisionSettings(Settings):
@@ -36,7 +36,7 @@ class LLMSettings(Settings):
 class ModelSettings(Settings):
     """What to build; `path` overrides all but the LLM's attention."""
 
-    path: str | None = None
+    path: Location | None = None
     """A saved Valley checkpoint to start from."""
     vision: VisionSettings = VisionSettings()
     llm: LLMSettings = LLMSettings()

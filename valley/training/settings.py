@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from valley.config import Settings
+from valley.config import Location, Settings
 from valley.data.settings import DataSettings
 from valley.model.settings import ModelSettings
 
@@ -102,7 +102,7 @@ class ClusterSettings(Settings):
 class RunSettings(Settings):
     """Everything about one training run."""
 
-    output: str = "runs/pretrain"
+    output: Location = "runs/pretrain"
     """Run folder: settings, checkpoints, rejects, curves, `summary.json`."""
     seed: NonNegativeInt = 0
     """Seed of the order of samples, of new weights and of splits."""

@@ -1,0 +1,78 @@
+"""The command line every job shares: `--config NAME_OR_FILE key=value …`, `--help`, `--dry-run`, and errors that help."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from valley.config import Settings, describe, load_settings, preset_names
+from valley.errors import SettingsError, ValleyError
+
+S = TypeVar("S", bound=Settings)
+
+
+class Command(NamedTuple, Generic[S]):
+    """What the user asked for."""
+
+    settings: S
+    dry_run: bool
+
+
+def parse_command(model: type[S], description: str, argv: Sequence[str] | None = None) -> Command[S]:
+    """Reads a job's command line into settings.
+
+    Args:
+        model: the settings class of the job.
+        description: what the job does, for `--help`.
+        argv: words of the command line; None: `sys.argv`.
+
+    Raises:
+        SettingsError: with every wrong key and value, each with its dotted path.
+    """
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s [--config NAME_OR_FILE] [--dry-run] [key=value …]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_settings_table(model),
+    )
+    parser.add_argument("--config", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, from metadata alone, and stop")
+    arguments, words = parser.parse_known_args(argv)
+    if wrong := [word for word in words if word.startswith("--")]:
+        raise SettingsError([f"{word}: unknown option; settings are given as key=value" for word in wrong])
+    return Command(load_settings(model, arguments.config, words), arguments.dry_run)
+
+
+def run_command(job: Callable[[], None]) -> int:
+    """Runs a job and turns Valley's own errors into a message on stderr and exit code 2; Ctrl-C gives 130."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        job()
+    except SettingsError as error:
+        print(f"{len(error.problems)} wrong setting(s):", *error.problems, sep="\n  ", file=sys.stderr)  # noqa: T201
+        return 2
+    except ValleyError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _settings_table(model: type[Settings]) -> str:
+    lines = ["settings (dotted path = default), all of them legal as key=value and in YAML:"]
+    section = ""
+    for path, kind, default, text in describe(model):
+        if (head := path.partition(".")[0]) != section:
+            section = head
+            lines.append("")
+        lines.append(f"  {path} = {default}")
+        lines += textwrap.wrap(f"{kind}. {text}".strip(), 110, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
