@@ -1,4 +1,4 @@
-"""The command line every job shares: `--config NAME_OR_FILE key=value …`, `--help`, `--dry-run`, and errors that help."""
+"""The command line every job shares: `--config`, `key=value`, `--help`, `--dry-run`, and errors that help."""
 
 from __future__ import annotations
 
