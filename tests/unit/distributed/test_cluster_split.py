@@ -1,0 +1,40 @@
+"""The share-out of CPUs and GPUs between training workers and decoders."""
+
+import pytest
+
+from valley.distributed.cluster import share_out
+from valley.errors import ClusterError
+from valley.training.settings import ClusterSettings
+
+LAPTOP = {"CPU": 2.0, "object_store_memory": 1e9}
+NODE = {"CPU": 96.0, "GPU": 8.0, "object_store_memory": 100e9}
+
+
+def test_a_laptop_trains_on_half_a_cpu_and_decodes_with_the_rest() -> None:
+    split = share_out(LAPTOP, ClusterSettings())
+    assert (split.num_workers, split.gpu, split.cpus_per_worker, split.num_decoders) == (1, False, 0.5, 3)
+
+
+def test_a_gpu_node_gets_a_worker_for_each_gpu_and_equal_decoders() -> None:
+    split = share_out(NODE, ClusterSettings(cpus_per_decoder=1))
+    assert (split.num_workers, split.gpu, split.num_decoders, split.decoders_per_worker) == (8, True, 88, 11)
+    assert split.bytes_per_worker * 8 <= 0.3 * 100e9
+
+
+def test_decoders_are_shared_equally_and_never_more_than_allowed() -> None:
+    split = share_out(NODE, ClusterSettings(max_decoders=30))
+    assert split.num_decoders == 24
+
+
+def test_trainers_that_would_starve_the_decoders_are_refused_with_the_numbers() -> None:
+    with pytest.raises(ClusterError, match=r"2 CPUs, 2 training worker\(s\) take 1 each"):
+        share_out(LAPTOP, ClusterSettings(num_workers=2, cpus_per_worker=1))
+
+
+def test_more_workers_than_gpus_are_refused() -> None:
+    with pytest.raises(ClusterError, match="9 workers need a GPU each, the cluster has 8"):
+        share_out(NODE, ClusterSettings(num_workers=9))
+
+
+def test_gpus_may_be_left_alone() -> None:
+    assert share_out(NODE, ClusterSettings(gpu=False)).num_workers == 1

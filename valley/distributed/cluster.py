@@ -1,0 +1,128 @@
+"""Joining a cluster, and who gets which of its CPUs and GPUs.
+
+Trainers, Tune functions and decode tasks compete for the same logical CPUs. Ray Data waits in silence, for ever, when
+the trainers hold them all; so the split is computed here, before anything starts, and one that would starve the
+decoders is refused with the numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+from valley.errors import ClusterError
+from valley.training.settings import ClusterSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The cluster's share-out between training workers and decoders.
+
+    Attributes:
+        num_workers: training workers.
+        gpu: whether each has a GPU.
+        cpus_per_worker: logical CPUs of a training worker.
+        num_decoders: decode actors over the whole cluster.
+        cpus_per_decoder: logical CPUs of a decode actor.
+        object_store_bytes: bytes of samples in flight over the whole cluster.
+    """
+
+    num_workers: int
+    gpu: bool
+    cpus_per_worker: float
+    num_decoders: int
+    cpus_per_decoder: float
+    object_store_bytes: int
+
+    @property
+    def decoders_per_worker(self) -> int:
+        """Decode actors that feed one training worker."""
+        return self.num_decoders // self.num_workers
+
+    @property
+    def bytes_per_worker(self) -> int:
+        """Bytes of samples in flight towards one training worker."""
+        return self.object_store_bytes // self.num_workers
+
+    def __str__(self) -> str:
+        trainers = (
+            f"{self.num_workers} worker(s) with {self.cpus_per_worker:g} CPU{' + 1 GPU' if self.gpu else ''} each"
+        )
+        decoders = f"{self.num_decoders} decoder(s) with {self.cpus_per_decoder:g} CPU each"
+        return f"{trainers}; {decoders}; {self.object_store_bytes >> 20} MiB of samples in flight"
+
+
+def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Split:
+    """Splits a cluster's resources between training workers and decoders.
+
+    Args:
+        resources: what the cluster has, as `ray.cluster_resources()` tells it.
+        settings: numbers asked for; `auto` is filled in.
+
+    Raises:
+        ClusterError: too few GPUs or CPUs, with the numbers.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    gpu = gpus > 0 if settings.gpu == "auto" else settings.gpu
+    num_workers = (max(gpus, 1) if gpu else 1) if settings.num_workers == "auto" else settings.num_workers
+    if num_workers < 1:
+        raise ClusterError("cluster.num_workers: 0 is one plain process and needs no cluster")
+    if gpu and num_workers > gpus:
+        raise ClusterError(f"cluster.num_workers: {num_workers} workers need a GPU each, the cluster has {gpus}")
+    default_cpus = 1.0 if gpu else 0.5
+    cpus_per_worker = default_cpus if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
+    free = cpus - num_workers * cpus_per_worker
+    num_decoders = int(free / settings.cpus_per_decoder)
+    if settings.max_decoders is not None:
+        num_decoders = min(num_decoders, settings.max_decoders)
+    num_decoders -= num_decoders % num_workers
+    if num_decoders < num_workers:
+        raise ClusterError(
+            f"nothing is left to decode with: the cluster has {cpus:g} CPUs, {num_workers} training worker(s) take "
+            f"{cpus_per_worker:g} each, and each needs at least one decoder of {settings.cpus_per_decoder:g} CPUs. "
+            "Lower cluster.num_workers, cluster.cpus_per_worker or cluster.cpus_per_decoder, or add nodes."
+        )
+    return Split(
+        num_workers=num_workers,
+        gpu=gpu,
+        cpus_per_worker=cpus_per_worker,
+        num_decoders=num_decoders,
+        cpus_per_decoder=settings.cpus_per_decoder,
+        object_store_bytes=int(resources.get("object_store_memory", 0) * settings.memory_share),
+    )
+
+
+def connect(settings: ClusterSettings) -> None:
+    """Joins the cluster that the settings, `$RAY_ADDRESS` or the surrounding job name, or starts a local one.
+
+    Raises:
+        ClusterError: the cluster named cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError) as error:
+        raise ClusterError(f"cannot join the Ray cluster at {address or 'local'}: {error}") from error
+    logger.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
+
+
+def num_nodes() -> int:
+    """Live nodes of the cluster."""
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
+def _describe(resources: Mapping[str, float]) -> str:
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    store_mib = int(resources.get("object_store_memory", 0)) >> 20
+    return f"{num_nodes()} node(s), {cpus:g} CPUs, {gpus:g} GPUs, {store_mib} MiB of object store"
