@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Starts or stops a Ray cluster on this machine, with token authentication, for `ray job submit`.
 #   cluster/local.sh start [ray start options]      cluster/local.sh stop
+# It listens on the loopback address; NODE_ADDRESS=<this machine's address> lets other nodes join.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ case "${1:-}" in
 start)
     shift
     ray get-auth-token --generate >/dev/null
-    ray start --head --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" "$@"
+    ray start --head --node-ip-address="${NODE_ADDRESS:-127.0.0.1}" --dashboard-host=127.0.0.1 --dashboard-port="${DASHBOARD_PORT:-8265}" "$@"
     cat <<EOF
 
 The cluster is up. In each shell that talks to it:

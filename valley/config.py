@@ -32,20 +32,24 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def home() -> Path:
-    """Folder that relative paths in settings are taken from: `$VALLEY_HOME`, else the working directory.
-
-    A job on a cluster runs in a scratch directory, so what it wrote under a relative path would be lost.
-    """
-    return Path(os.environ.get("VALLEY_HOME") or Path.cwd())
-
-
 def _absolute(path: str) -> str:
-    return path if not path or "://" in path else str(home() / Path(path).expanduser())
+    if not path or "://" in path or Path(path).expanduser().is_absolute():
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    home = os.environ.get("VALLEY_HOME")
+    if home is None and _in_submitted_job():
+        raise ValueError(
+            "relative path, but a submitted job runs in a scratch directory whose files are lost: "
+            "give an absolute path, or set VALLEY_HOME where the cluster is started"
+        )
+    return str(Path(home or Path.cwd()) / path)
+
+
+def _in_submitted_job() -> bool:
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 Location = Annotated[str, AfterValidator(_absolute)]
-"""A path or fsspec URI; a relative path is made absolute below `home()`."""
+"""A path or fsspec URI; a relative path is taken from `$VALLEY_HOME`, else from the working directory."""
 
 
 def preset_names() -> list[str]:

@@ -1,0 +1,103 @@
+"""Settings: presets, overrides, and errors that name every problem at once."""
+
+from pathlib import Path
+
+import pytest
+
+from valley.command import parse_command
+from valley.config import load_settings, preset_names, read_config
+from valley.errors import SettingsError
+from valley.training.settings import RunSettings
+
+SOURCES = "data.sources=[{path: my.json, root: videos/}]"
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_is_a_whole_run(preset: str) -> None:
+    assert load_settings(RunSettings, preset).data.sources
+
+
+def test_the_defaults_are_the_papers_first_stage() -> None:
+    train = load_settings(RunSettings, None, [SOURCES]).train
+    assert (train.learning_rate, train.global_batch, train.epochs, train.betas, train.eps) == (
+        2e-3,
+        128,
+        1,
+        (0.9, 0.95),
+        1e-6,
+    )
+    assert train.modules == ["temporal", "projector"]
+
+
+def test_an_override_wins_over_a_file_and_a_file_over_what_it_extends(tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("extends: tiny\ntrain: {learning_rate: 1e-4, epochs: 7}\n")
+    settings = load_settings(RunSettings, str(config), ["train.epochs=2"])
+    assert (settings.train.learning_rate, settings.train.epochs, settings.train.global_batch) == (1e-4, 2, 16)
+
+
+def test_a_value_the_shell_split_at_its_spaces_is_joined_again() -> None:
+    words = ["data.sources=[{path:", "my.json,", "root:", "videos/}]", "seed=3"]
+    settings = load_settings(RunSettings, "tiny", words)
+    assert [Path(source.path).name for source in settings.data.sources] == ["my.json"]
+    assert settings.seed == 3
+
+
+def test_an_item_of_a_list_can_be_overridden() -> None:
+    settings = load_settings(RunSettings, "tiny", ["data.sources.1.weight=2.5"])
+    assert settings.data.sources[1].weight == 2.5
+
+
+def test_all_problems_are_reported_at_once_with_path_and_choices() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(RunSettings, "tiny", ["train.learning_rat=1", "engine.name=jax", "data.sources.0.wieght=2"])
+    problems = caught.value.problems
+    assert len(problems) == 3
+    assert any("train.learning_rat: unknown setting; did you mean learning_rate?" in line for line in problems)
+    assert any("engine.name" in line and "'deepspeed' or 'torch'" in line for line in problems)
+    assert any("data.sources.0.wieght" in line and "known here: path, root" in line for line in problems)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed"], "expected dotted.path=value"),
+        (["data.sources.9.weight=1"], "9 is not an index of a list of 2"),
+        (["seed.deeper.still=1", "seed=[1"], "not YAML"),
+    ],
+)
+def test_a_malformed_override_says_what_is_wrong(words: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(RunSettings, "tiny", words)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match="presets are smol, tiny, valley-13b, valley-7b"):
+        read_config("huge")
+
+
+def test_relative_paths_are_taken_from_valley_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VALLEY_HOME", str(tmp_path))
+    settings = load_settings(RunSettings, "tiny", ["output=runs/x", "data.sources.0.root=s3://bucket/videos"])
+    assert settings.output == str(tmp_path / "runs/x")
+    assert settings.data.sources[0].root == "s3://bucket/videos"
+
+
+def test_a_submitted_job_may_not_write_into_its_scratch_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VALLEY_HOME", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(SettingsError, match=r"output: .*scratch directory"):
+        load_settings(RunSettings, "tiny")
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--dryrun: unknown option"):
+        parse_command(RunSettings, "", ["--config", "tiny", "--dryrun"])
+
+
+def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command(RunSettings, "Trains.", ["--help"])
+    text = capsys.readouterr().out
+    assert "train.learning_rate = 0.002" in text
+    assert "data.limits.damaged = reject" in text
