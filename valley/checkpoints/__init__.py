@@ -1,1 +1,1 @@
-"""Checkpoints on disk: written so that a half-written one is never taken for whole."""
+"""What a run leaves behind on disk, whole or not at all."""

@@ -1,0 +1,313 @@
+"""Checkpoints on disk: complete, or ignored.
+
+    checkpoints/
+      step-00000500/
+        rank-00000/        what rank 0 wrote, and `hashes.json` of it
+        rank-00001/        …
+        manifest.json      comes last, by rename: its being there makes the checkpoint complete
+
+Every rank hashes its own files. Rank 0 gathers the hashes into the manifest after all ranks are done, so a crash at any
+moment leaves either the whole checkpoint or a folder without a manifest, which nothing reads and the next pruning
+removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valley.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+HASHES = "hashes.json"
+FORMAT = 1
+_PREFIX = "step-"
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileHash:
+    """What one file of a checkpoint must be."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as its manifest tells it.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps taken; the step to go on with.
+        world_size: ranks that wrote it.
+        files: by path relative to the folder.
+        info: whatever the writer put in: position, settings, validation loss, frozen parts.
+    """
+
+    path: Path
+    step: int
+    world_size: int
+    files: Mapping[str, FileHash]
+    info: Mapping[str, Any]
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The loss that decides which checkpoint is the best; None when it was not measured."""
+        return self.info.get("validation_loss")
+
+    def rank_folder(self, rank: int) -> Path:
+        """The folder that `rank` wrote."""
+        return _rank_folder(self.path, rank)
+
+
+def write(
+    root: Path,
+    step: int,
+    write_files: Callable[[Path], None],
+    *,
+    info: Mapping[str, Any],
+    rank: int = 0,
+    world_size: int = 1,
+    agree: Callable[[bool], bool] = bool,
+) -> Path:
+    """Writes one checkpoint; every rank calls it at the same step.
+
+    Args:
+        root: folder of all checkpoints of the run, the same storage for every rank.
+        step: optimizer steps taken so far.
+        write_files: writes this rank's files into the folder it is given.
+        info: what the manifest says besides (rank 0's counts); must fit JSON.
+        rank: this rank.
+        world_size: number of ranks.
+        agree: returns on all ranks whether it was given True on all ranks, and is thereby a barrier.
+
+    Returns:
+        The checkpoint's folder, complete.
+
+    Raises:
+        CheckpointError: on all ranks, when one of them could not write.
+    """
+    folder = root / f"{_PREFIX}{step:08d}"
+    own = _rank_folder(folder, rank)
+    _together(agree, folder, lambda: _clear(folder) if rank == 0 else None)
+    _together(agree, folder, lambda: _write_rank(own, write_files))
+    _together(agree, folder, lambda: _write_manifest(folder, step, world_size, info) if rank == 0 else None)
+    return folder
+
+
+def steps_on_disk(root: Path) -> Iterator[tuple[int, Path]]:
+    """Yields (step, folder) of whatever looks like a checkpoint, complete or not, the newest first."""
+    folders = root.glob(f"{_PREFIX}*") if root.is_dir() else []
+    found = [(int(number), path) for path in folders if (number := path.name.removeprefix(_PREFIX)).isdigit()]
+    yield from sorted(found, reverse=True)
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint's manifest and looks whether its files have their sizes.
+
+    Raises:
+        CheckpointError: no manifest (the checkpoint was never completed), or a file is missing or has another size.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = {name: FileHash(**entry) for name, entry in manifest["files"].items()}
+        checkpoint = Checkpoint(path, manifest["step"], manifest["world_size"], files, manifest["info"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no {MANIFEST}: the checkpoint is not complete") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MANIFEST}: not a manifest: {error}") from error
+    for name, expected in files.items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != expected.num_bytes:
+            raise CheckpointError(f"{file}: expected {expected.num_bytes} bytes, found {found}")
+    return checkpoint
+
+
+def verify(path: Path) -> Checkpoint:
+    """Reads a checkpoint and compares every file with its hash.
+
+    Raises:
+        CheckpointError: it is incomplete, or a file is not what was written.
+    """
+    checkpoint = read(path)
+    for name, expected in checkpoint.files.items():
+        if (found := hash_file(path / name)) != expected.sha256:
+            raise CheckpointError(f"{path / name}: expected sha256 {expected.sha256}, found {found}")
+    return checkpoint
+
+
+def newest_complete(root: Path) -> Checkpoint | None:
+    """Returns the newest checkpoint below `root` that is whole, its hashes compared; None when there is none."""
+    for _, path in steps_on_disk(root):
+        try:
+            return verify(path)
+        except CheckpointError as error:
+            logger.warning("checkpoint passed over: %s", error)
+    return None
+
+
+def best_complete(root: Path) -> Checkpoint | None:
+    """Returns the complete checkpoint of the lowest validation loss, the newer of equals; None when none has one."""
+    measured = [(c.validation_loss, -c.step, c) for c in _complete(root) if c.validation_loss is not None]
+    finite = [entry for entry in measured if math.isfinite(entry[0])]
+    return min(finite, key=lambda entry: entry[:2])[2] if finite else None
+
+
+def prune(root: Path, keep_last: int) -> list[Path]:
+    """Removes all but the newest `keep_last` complete checkpoints and the best, and what was never completed.
+
+    Incomplete folders newer than the newest complete checkpoint stay: they may be in the making.
+
+    Returns:
+        The folders removed.
+    """
+    complete = _complete(root)
+    if not complete:
+        return []
+    best = best_complete(root)
+    kept = {c.path for c in complete[:keep_last]} | ({best.path} if best else set())
+    doomed = [path for step, path in steps_on_disk(root) if path not in kept and step <= complete[0].step]
+    for path in doomed:
+        _remove(path)
+    return doomed
+
+
+def set_aside(root: Path) -> Path | None:
+    """Moves the checkpoints of an earlier run out of the way, over those that were moved before.
+
+    Returns:
+        Where they are now; None when there were none.
+    """
+    if not any(True for _ in steps_on_disk(root)):
+        return None
+    aside = root.with_name(f"{root.name}.previous")
+    shutil.rmtree(aside, ignore_errors=True)
+    root.rename(aside)
+    return aside
+
+
+def publish(path: Path, write_files: Callable[[Path], None]) -> Path:
+    """Writes a folder beside `path` and renames it there, so that `path` is never half-written.
+
+    An earlier folder of that name is replaced.
+
+    Returns:
+        `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, previous = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "previous"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write_files(partial)
+    _sync_tree(partial)
+    shutil.rmtree(previous, ignore_errors=True)
+    if path.exists():
+        path.rename(previous)
+    partial.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+    return path
+
+
+def hash_file(path: Path) -> str:
+    """Returns the sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON by rename: the file is the old one or the new one, never part of one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1))
+    _sync(partial)
+    partial.rename(path)
+    _sync(path.parent)
+
+
+def _complete(root: Path) -> list[Checkpoint]:
+    found = []
+    for _, path in steps_on_disk(root):
+        try:
+            found.append(read(path))
+        except CheckpointError as error:
+            logger.debug("not complete: %s", error)
+    return found
+
+
+def _rank_folder(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}"
+
+
+def _together(agree: Callable[[bool], bool], folder: Path, work: Callable[[], None]) -> None:
+    """Does this rank's part, then waits for the others; one rank's failure is an error on all, not a hang."""
+    done = False
+    try:
+        work()
+        done = True
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not written: {error}") from error
+    finally:
+        all_done = agree(done)
+    if not all_done:
+        raise CheckpointError(f"{folder}: not written: another rank failed")
+
+
+def _clear(folder: Path) -> None:
+    _remove(folder)
+    folder.mkdir(parents=True)
+
+
+def _write_rank(own: Path, write_files: Callable[[Path], None]) -> None:
+    own.mkdir()
+    write_files(own)
+    _sync_tree(own)
+    paths = sorted(path for path in own.rglob("*") if path.is_file())
+    hashes = {
+        f"{own.name}/{path.relative_to(own)}": asdict(FileHash(hash_file(path), path.stat().st_size)) for path in paths
+    }
+    write_json(own / HASHES, hashes)
+
+
+def _write_manifest(folder: Path, step: int, world_size: int, info: Mapping[str, Any]) -> None:
+    files: dict[str, Any] = {}
+    for rank in range(world_size):
+        files |= json.loads((_rank_folder(folder, rank) / HASHES).read_text())
+    content = {"format": FORMAT, "step": step, "world_size": world_size, "files": files, "info": dict(info)}
+    write_json(folder / MANIFEST, content)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint, its manifest first: half-removed is incomplete."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
