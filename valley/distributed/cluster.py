@@ -122,6 +122,14 @@ def num_nodes() -> int:
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
+def store_bytes_used() -> int:
+    """Bytes of the cluster's object store that are in use, all nodes together."""
+    # Ray has no public call for this figure; `ray memory` asks for it in this way.
+    from ray._private import internal_api, state
+
+    return int(internal_api.get_memory_info_reply(state.state).store_stats.object_store_bytes_used)
+
+
 def _describe(resources: Mapping[str, float]) -> str:
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     store_mib = int(resources.get("object_store_memory", 0)) >> 20
