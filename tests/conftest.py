@@ -10,6 +10,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -23,6 +24,8 @@ def ray_cluster() -> Iterator[None]:
     """One local cluster with more logical CPUs than the machine has, shared by all tests that need Ray."""
     import ray
 
+    # Ray's workers must find the test modules whose fakes they unpickle.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent / "ray"), str(Path(__file__).parents[1])])
     ray.init(address="local", num_cpus=8, object_store_memory=400 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

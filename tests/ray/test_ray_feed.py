@@ -41,9 +41,9 @@ class LoggingLoader:
         return most
 
 
-def consume(loader: ray.ObjectRef, slots: np.ndarray, split: Split, pause_s: float) -> list[int]:
+def consume(loader: list[ray.ObjectRef], slots: np.ndarray, split: Split, pause_s: float) -> list[int]:
     seen = []
-    for batch in stream(loader, slots, split, batch_size=4):
+    for batch in stream(loader[0], slots, split, batch_size=4, sample_bytes=MIB):
         seen += [slot for slot, _ in batch]
         time.sleep(pause_s)
     return seen
@@ -68,7 +68,7 @@ def test_eight_ranks_get_their_slots_in_order_within_the_global_limits(tmp_path:
     watcher.start()
     shares = [np.arange(rank, 8 * 48, 8) for rank in range(8)]
     # A slow trainer: samples would pile up in the object store if nothing held the decoders back.
-    seen = ray.get([rank.remote(reference, share, split, 0.2) for share in shares])
+    seen = ray.get([rank.remote([reference], share, split, 0.2) for share in shares])
     done.set()
     watcher.join()
 
@@ -79,7 +79,7 @@ def test_eight_ranks_get_their_slots_in_order_within_the_global_limits(tmp_path:
 
 def test_a_decoder_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     split = Split(1, False, 0.5, 1, 0.5, 100 * MIB)
-    seen = consume(ray.put(DyingLoader(tmp_path / "died")), np.arange(32), split, 0.0)
+    seen = consume([ray.put(DyingLoader(tmp_path / "died"))], np.arange(32), split, 0.0)
     assert seen == list(range(32))
     assert (tmp_path / "died").exists()
 

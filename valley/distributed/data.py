@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,10 +21,14 @@ import ray.data
 from jaxtyping import Int64
 
 from valley.distributed.cluster import Split
+from valley.errors import ClusterError
 
 logger = logging.getLogger(__name__)
 
-SLOTS_PER_TASK = 8
+MAX_SLOTS_PER_TASK = 8
+# Ray Data limits what its operators hold. The batches on their way from there to the trainer (the one in its hands, the
+# one behind it, the blocks these are cut from) come on top, and are taken off the limit.
+BATCHES_AT_THE_TRAINER = 3
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -51,7 +55,12 @@ class Decoder:
 
 
 def stream(
-    loader: ray.ObjectRef[SlotLoader[T]], slots: Int64[np.ndarray, " N"], split: Split, *, batch_size: int
+    loader: ray.ObjectRef[SlotLoader[T]],
+    slots: Int64[np.ndarray, " N"],
+    split: Split,
+    *,
+    batch_size: int,
+    sample_bytes: int,
 ) -> Iterator[list[T]]:
     """Yields the samples of `slots` in their order, `batch_size` at a time, decoded ahead on the cluster.
 
@@ -60,14 +69,27 @@ def stream(
         slots: slot numbers, in the order to be yielded.
         split: the cluster's share-out; this stream takes one worker's part of it.
         batch_size: samples in a yielded list; the last may be shorter.
+        sample_bytes: size of a large sample; decides how many a decoder hands over at once.
+
+    Raises:
+        ClusterError: the worker's share of the object store is too small for such batches.
     """
+    budget = split.bytes_per_worker - BATCHES_AT_THE_TRAINER * batch_size * sample_bytes
+    if budget < 2 * sample_bytes:
+        raise ClusterError(
+            f"each of {split.num_workers} worker(s) may keep {split.bytes_per_worker >> 20} MiB in the object "
+            f"store; batches of {batch_size} samples of {sample_bytes / 2**20:.1f} MiB need more. Lower "
+            "train.micro_batch or the frames a clip, raise cluster.memory_share, or give Ray a larger object store."
+        )
+    slots_per_task = min(budget // (2 * sample_bytes), MAX_SLOTS_PER_TASK)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
-        cpu=split.decoders_per_worker * split.cpus_per_decoder, object_store_memory=split.bytes_per_worker
+        cpu=split.decoders_per_worker * split.cpus_per_decoder, object_store_memory=budget
     )
-    blocks = [pa.table({"slot": part}) for part in _chunks(slots)]
+    parts = [slots[start : start + slots_per_task] for start in range(0, len(slots), slots_per_task)]
+    blocks = [pa.table({"slot": part}) for part in parts]
     dataset = ray.data.from_arrow(blocks).map_batches(
         Decoder,
         fn_constructor_args=(loader,),
@@ -76,9 +98,5 @@ def stream(
         num_cpus=split.cpus_per_decoder,
         compute=ray.data.ActorPoolStrategy(size=split.decoders_per_worker),
     )
-    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=2):
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1):
         yield [pickle.loads(item.as_buffer()) for item in batch["loaded"]]
-
-
-def _chunks(slots: Int64[np.ndarray, " N"]) -> Sequence[Int64[np.ndarray, " n"]]:
-    return [slots[start : start + SLOTS_PER_TASK] for start in range(0, len(slots), SLOTS_PER_TASK)]
