@@ -1,0 +1,174 @@
+"""A folder of scenes: clips made in parallel, records beside them, safe to interrupt and to repeat."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from valley.data.scenes.encode import film
+from valley.data.scenes.plan import Split, plan_scenes
+from valley.data.scenes.questions import KINDS, caption_records, dialogue_records, question_records
+from valley.data.scenes.scene import Scene
+from valley.errors import SettingsError
+
+_log = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Raised whenever the same arguments come to mean other scenes."""
+
+_ARGUMENTS = "scenes.json"
+"""File with the arguments that a folder's clips were made with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScenesInfo:
+    """Where a set of scenes is."""
+
+    folder: Path
+    """The root that the records' media paths are relative to."""
+    train: Path
+    """Caption records of the training clips, for pre-training."""
+    instruct: Path
+    """Dialogues about the training clips, for instruction tuning."""
+    heldout: Path
+    """Caption records of the held-out clips."""
+    heldout_questions: Path
+    """Single questions about the held-out clips, with `kind`, `answer`, `choices`, `single_frame` and `pair`."""
+    num_clips: int
+    num_made: int
+    """Clips that this call had to make; the others were there already."""
+
+
+def make_scenes(
+    folder: str | Path,
+    *,
+    num_train: int,
+    num_heldout: int,
+    seed: int = 0,
+    workers: int = 1,
+    kinds: Sequence[str] = tuple(KINDS),
+) -> ScenesInfo:
+    """Make a set of generated clips, or find it finished.
+
+    The same arguments give the same records, byte for byte, and the same frames, whatever the number of workers. Clips
+    are written whole or not at all, so an interrupted call is continued by repeating it. A folder whose set was made
+    with other arguments is made anew. With several workers the calling script needs the usual `__main__` guard.
+
+    Args:
+        folder: made if need be; holds the records, the clips under `train/` and `heldout/`, and `scenes.json`.
+        num_train: clips to train on.
+        num_heldout: clips to ask questions about.
+        seed: of everything.
+        workers: processes that paint and encode; 1 works in this process.
+        kinds: kinds of question, out of `KINDS`; only scenes that carry one of them are made.
+
+    Raises:
+        SettingsError: a count or a kind makes no sense.
+    """
+    _check(kinds, num_train=num_train, num_heldout=num_heldout, seed=seed, workers=workers)
+    folder = Path(folder)
+    _claim(
+        folder,
+        {
+            "version": _VERSION,
+            "num_train": num_train,
+            "num_heldout": num_heldout,
+            "seed": seed,
+            "kinds": [kind for kind in KINDS if kind in kinds],
+        },
+    )
+    train = plan_scenes("train", num_train, seed=seed, kinds=kinds)
+    heldout = plan_scenes("heldout", num_heldout, seed=seed, kinds=kinds)
+    clips = [(scene, folder / _clip_of(scene)) for scene in (*train, *heldout)]
+    missing = [(scene, path) for scene, path in clips if not path.exists()]
+    _film_all(missing, workers)
+    return ScenesInfo(
+        folder=folder,
+        train=_write_records(folder / "train.json", train, caption_records),
+        instruct=_write_records(folder / "instruct.json", train, dialogue_records),
+        heldout=_write_records(folder / "heldout.json", heldout, caption_records),
+        heldout_questions=_write_records(folder / "heldout_questions.json", heldout, question_records),
+        num_clips=len(clips),
+        num_made=len(missing),
+    )
+
+
+def _check(kinds: Sequence[str], **counts: int) -> None:
+    least = {"workers": 1}
+    problems = [
+        f"{name}: must be at least {least.get(name, 0)}, not {count}"
+        for name, count in counts.items()
+        if count < least.get(name, 0)
+    ]
+    problems += [f"kinds: no kind {kind!r}; known kinds: {', '.join(KINDS)}" for kind in kinds if kind not in KINDS]
+    if not kinds:
+        problems.append(f"kinds: name at least one of {', '.join(KINDS)}")
+    if problems:
+        raise SettingsError(problems)
+
+
+def _claim(folder: Path, arguments: dict[str, Any]) -> None:
+    """Leave in the folder only clips made with these arguments."""
+    text = json.dumps(arguments, indent=2) + "\n"
+    marker = folder / _ARGUMENTS
+    if marker.exists() and marker.read_text(encoding="utf-8") == text:
+        return
+    marker.unlink(missing_ok=True)  # first: until it is written again, what is here counts as unknown
+    for split in get_args(Split):
+        for clip in (folder / split).glob(f"{split}-*.mp4"):
+            clip.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(marker, text)
+
+
+def _clip_of(scene: Scene) -> str:
+    """The clip's path in the folder."""
+    return f"{scene.id.split('-')[0]}/{scene.id}.mp4"
+
+
+def _film_all(clips: Sequence[tuple[Scene, Path]], workers: int) -> None:
+    if workers == 1 or len(clips) < 2:
+        for done, (scene, path) in enumerate(clips, 1):
+            film(scene, path)
+            _log_progress(done, len(clips))
+        return
+    # spawn: a fork of a process that runs threads (torch, Ray) may hang
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(clips)), mp_context=context) as pool:
+        # long clips first, so that no worker is left with one at the end
+        by_length = sorted(clips, key=lambda clip: -clip[0].num_frames)
+        jobs = [pool.submit(film, scene, path) for scene, path in by_length]
+        try:
+            for done, job in enumerate(as_completed(jobs), 1):
+                job.result()
+                _log_progress(done, len(clips))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done == total or done % 500 == 0:
+        _log.info("%d of %d clips made", done, total)
+
+
+def _write_records(path: Path, scenes: Sequence[Scene], records: Callable[[Scene, str], list[dict[str, Any]]]) -> Path:
+    made = [record for scene in scenes for record in records(scene, _clip_of(scene))]
+    text = json.dumps(made, indent=1) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        _replace(path, text)
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
