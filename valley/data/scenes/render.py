@@ -36,7 +36,7 @@ def _ring(x: Field, y: Field) -> Field:
 
 def _box(x: Field, y: Field, half_width: float, half_height: float) -> Field:
     beyond_x, beyond_y = abs(x) - half_width, abs(y) - half_height
-    outside = (beyond_x.clip(0) ** 2 + beyond_y.clip(0) ** 2) ** 0.5
+    outside: Field = (beyond_x.clip(0) ** 2 + beyond_y.clip(0) ** 2) ** 0.5
     inside: Field = np.maximum(beyond_x, beyond_y).clip(max=0)
     return outside + inside
 
@@ -127,18 +127,18 @@ def _clouds(rng: np.random.Generator, x: Field, y: Field, pixel: float) -> Field
     total = np.zeros_like(x)
     for octave in range(4):
         total += _smooth_noise(rng, x, y, cells=2 * 2**octave) / 2**octave
-    return (0.5 + 0.55 * (total - total.mean())).clip(0, 1)
+    return (0.5 + 0.55 * (total - float(total.mean()))).clip(0, 1)
 
 
 def _smooth_noise(rng: np.random.Generator, x: Field, y: Field, cells: int) -> Field:
     """Random values on a lattice, smoothly joined, from -1 to 1."""
-    lattice = 2 * rng.random((4 * cells + 2, 4 * cells + 2), np.float32) - 1
+    lattice: Field = 2 * rng.random((4 * cells + 2, 4 * cells + 2), np.float32) - 1
     u, v = (x + 2) * (cells / 2), (y + 2) * (cells / 2)
-    column, row = np.floor(u).astype(int), np.floor(v).astype(int)
+    column, row = u.astype(int), v.astype(int)
     u, v = u % 1, v % 1
     u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
-    top = lattice[row, column] * (1 - u) + lattice[row, column + 1] * u
-    bottom = lattice[row + 1, column] * (1 - u) + lattice[row + 1, column + 1] * u
+    top: Field = lattice[row, column] * (1 - u) + lattice[row, column + 1] * u
+    bottom: Field = lattice[row + 1, column] * (1 - u) + lattice[row + 1, column + 1] * u
     return top * (1 - v) + bottom * v
 
 
