@@ -55,15 +55,15 @@ class _Dealer:
 
     def actor(self, rest: State, motion: Motion) -> Actor:
         """One object in the next colour and shape."""
-        return self._dressed(next(self.colour), next(self.shape), rest, motion)
+        return self._cast(next(self.colour), next(self.shape), rest, motion)
 
     def actors(self, parts: Sequence[tuple[State, Motion]]) -> tuple[Actor, ...]:
         """Several objects, no two of one colour or one shape."""
         colours, shapes = self.rng.permutation(list(COLOURS)), self.rng.permutation(SHAPES)
         looks = zip(colours[: len(parts)], shapes[: len(parts)], parts, strict=True)
-        return tuple(self._dressed(str(colour), str(shape), *part) for colour, shape, part in looks)
+        return tuple(self._cast(str(colour), str(shape), *part) for colour, shape, part in looks)
 
-    def _dressed(self, colour: str, shape: str, rest: State, motion: Motion) -> Actor:
+    def _cast(self, colour: str, shape: str, rest: State, motion: Motion) -> Actor:
         red, green, blue = (min(max(c + int(self.rng.integers(-8, 9)), 0), 255) for c in COLOURS[colour])
         return Actor(colour, shape, (red, green, blue), rest, motion)
 

@@ -137,9 +137,10 @@ def _smooth_noise(rng: np.random.Generator, x: Field, y: Field, cells: int) -> F
     column, row = u.astype(int), v.astype(int)
     u, v = u % 1, v % 1
     u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
-    top: Field = lattice[row, column] * (1 - u) + lattice[row, column + 1] * u
-    bottom: Field = lattice[row + 1, column] * (1 - u) + lattice[row + 1, column + 1] * u
-    return top * (1 - v) + bottom * v
+    top = lattice[row, column] * (1 - u) + lattice[row, column + 1] * u
+    bottom = lattice[row + 1, column] * (1 - u) + lattice[row + 1, column + 1] * u
+    joined: Field = top * (1 - v) + bottom * v
+    return joined
 
 
 _PATTERNS: dict[str, Callable[[np.random.Generator, Field, Field, float], Field]] = {
