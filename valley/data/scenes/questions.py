@@ -11,6 +11,7 @@ import numpy as np
 from valley.data.scenes.motion import Change
 from valley.data.scenes.plan import MAX_COUNT
 from valley.data.scenes.scene import COLOURS, SHAPES, Actor, Scene
+from valley.data.writing import conversations
 
 _NUMBERS = ("zero", "one", "two", "three", "four")
 
@@ -185,7 +186,7 @@ def _capital(text: str) -> str:
 def caption_records(scene: Scene, video: str) -> list[dict[str, Any]]:
     """The pre-training record of a scene, in the form of Valley-702k (appendix B.1)."""
     instruction = _prompt(scene, _pick(scene, "describe", _DESCRIBE))
-    return [{"id": scene.id, "video": video, "conversations": _turns([(instruction, caption(scene))])}]
+    return [{"id": scene.id, "video": video, "conversations": conversations([(instruction, caption(scene))])}]
 
 
 def dialogue_records(scene: Scene, video: str) -> list[dict[str, Any]]:
@@ -194,8 +195,8 @@ def dialogue_records(scene: Scene, video: str) -> list[dict[str, Any]]:
     if not questions:
         return []
     texts = [_prompt(scene, questions[0].text), *(question.text for question in questions[1:])]
-    turns = list(zip(texts, (question.reply for question in questions), strict=True))
-    return [{"id": scene.id, "video": video, "conversations": _turns(turns)}]
+    turns = zip(texts, (question.reply for question in questions), strict=True)
+    return [{"id": scene.id, "video": video, "conversations": conversations(turns)}]
 
 
 def question_records(scene: Scene, video: str) -> list[dict[str, Any]]:
@@ -207,7 +208,7 @@ def question_records(scene: Scene, video: str) -> list[dict[str, Any]]:
         {
             "id": f"{scene.id}-{question.kind}",
             "video": video,
-            "conversations": _turns([(_prompt(scene, question.text), question.reply)]),
+            "conversations": conversations([(_prompt(scene, question.text), question.reply)]),
             "kind": question.kind,
             "answer": question.answer,
             "choices": list(question.choices),
@@ -222,9 +223,3 @@ def question_records(scene: Scene, video: str) -> list[dict[str, Any]]:
 def _prompt(scene: Scene, text: str) -> str:
     """The text with the placeholder of the video before or after it; both occur in the paper's data."""
     return f"<video>\n{text}" if _draw(scene, "placeholder").integers(2) else f"{text}\n<video>"
-
-
-def _turns(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [
-        {"from": speaker, "value": value} for human, gpt in turns for speaker, value in (("human", human), ("gpt", gpt))
-    ]

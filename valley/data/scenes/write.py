@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from valley.data.scenes.encode import film
 from valley.data.scenes.plan import Split, plan_scenes
 from valley.data.scenes.questions import KINDS, caption_records, dialogue_records, question_records
 from valley.data.scenes.scene import Scene
+from valley.data.writing import write_records, write_text
 from valley.errors import SettingsError
 
 _log = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ def make_scenes(
     _film_all(missing, workers)
     return ScenesInfo(
         folder=folder,
-        train=_write_records(folder / "train.json", train, caption_records),
-        instruct=_write_records(folder / "instruct.json", train, dialogue_records),
-        heldout=_write_records(folder / "heldout.json", heldout, caption_records),
-        heldout_questions=_write_records(folder / "heldout_questions.json", heldout, question_records),
+        train=write_records(folder / "train.json", _gather(train, caption_records)),
+        instruct=write_records(folder / "instruct.json", _gather(train, dialogue_records)),
+        heldout=write_records(folder / "heldout.json", _gather(heldout, caption_records)),
+        heldout_questions=write_records(folder / "heldout_questions.json", _gather(heldout, question_records)),
         num_clips=len(clips),
         num_made=len(missing),
     )
@@ -125,7 +125,7 @@ def _claim(folder: Path, arguments: dict[str, Any]) -> None:
         for clip in (folder / split).glob(f"{split}-*.mp4"):
             clip.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(marker, text)
+    write_text(marker, text)
 
 
 def _clip_of(scene: Scene) -> str:
@@ -159,16 +159,5 @@ def _log_progress(done: int, total: int) -> None:
         _log.info("%d of %d clips made", done, total)
 
 
-def _write_records(path: Path, scenes: Sequence[Scene], records: Callable[[Scene, str], list[dict[str, Any]]]) -> Path:
-    made = [record for scene in scenes for record in records(scene, _clip_of(scene))]
-    text = json.dumps(made, indent=1) + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        _replace(path, text)
-    return path
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _gather(scenes: Sequence[Scene], records: Callable[[Scene, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [record for scene in scenes for record in records(scene, _clip_of(scene))]
