@@ -15,7 +15,7 @@ class SourceSettings(Settings):
     """One data file and the folder its media live in."""
 
     path: Location
-    """A JSON array or JSON Lines of records (appendix B), a path or fsspec URI."""
+    """Records (appendix B) as a JSON array, JSON Lines or Parquet; a path or fsspec URI."""
     root: Location = ""
     """Folder or fsspec URI that media paths are relative to; empty: the data file's own folder."""
     name: str | None = None
@@ -57,5 +57,7 @@ class DataSettings(Settings):
     """Share of rejected samples that stops the job, judged after `rejects_grace` samples."""
     rejects_grace: PositiveInt = 200
     """Samples seen before `max_rejected` is judged."""
+    known_rejects: Location | None = None
+    """An earlier run's `rejects.parquet`; its files are skipped unless they changed. Null: this run folder's own."""
     retries: NonNegativeInt = 4
     """Tries again, with jitter, after a storage error that may pass."""
