@@ -79,7 +79,7 @@ def _slide(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
     radius = deal.between(0.2, 0.34)
     room = _EDGE - radius
     rest = State(deal.within(room), deal.within(room), radius)
-    motion = Cycle(next(deal.axis), -room, room, start=deal.between(0, 1), turns=deal.between(0.4, 0.7))
+    motion = Cycle(next(deal.axis), -room, room, start=deal.between(0.0, 1.0), turns=deal.between(0.4, 0.7))
     return (deal.actor(rest, motion),)
 
 
@@ -88,7 +88,7 @@ def _scale(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
     low, high = deal.between(0.14, 0.18), deal.between(0.46, 0.54)
     room = _EDGE - high
     rest = State(deal.within(room), deal.within(room), high)
-    motion = Cycle("radius", low, high, start=deal.between(0, 1), turns=deal.between(0.45, 0.75))
+    motion = Cycle("radius", low, high, start=deal.between(0.0, 1.0), turns=deal.between(0.45, 0.75))
     return (deal.actor(rest, motion),)
 
 
@@ -97,7 +97,7 @@ def _presence(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
     radius = deal.between(0.2, 0.4)
     room = _EDGE - radius
     at_s = 0.5 + float(deal.rng.integers(span_s // 4, span_s - span_s // 4))
-    return (deal.actor(State(deal.within(room), deal.within(room), radius), Switch("opacity", 0, 1, at_s)),)
+    return (deal.actor(State(deal.within(room), deal.within(room), radius), Switch("opacity", 0.0, 1.0, at_s)),)
 
 
 _ACTS = ("move", "size", "presence")

@@ -69,8 +69,8 @@ def _corners(*radii: float) -> list[tuple[float, float]]:
     return [(radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in zip(radii, angles, strict=True)]
 
 
-_TRIANGLE = [(x, y + 0.15) for x, y in _corners(1, 1, 1)]
-_STAR = _corners(*[1, 0.46] * 5)
+_TRIANGLE = [(x, y + 0.15) for x, y in _corners(1.0, 1.0, 1.0)]
+_STAR = _corners(*[1.0, 0.46] * 5)
 
 _OUTLINES: dict[str, Callable[[Field, Field], Field]] = {
     "circle": _circle,
