@@ -51,7 +51,8 @@ class TemporalTransformer(nn.Module):
         layer = self.layer
         attended, _ = layer.self_attn(query, states, states, key_padding_mask=absent, need_weights=False)
         query = layer.norm1(query + attended)
-        return layer.norm2(query + layer.linear2(relu(layer.linear1(query))))
+        encoded: Tensor = layer.norm2(query + layer.linear2(relu(layer.linear1(query))))
+        return encoded
 
 
 def sinusoids(num_frames: int, dim: int) -> Float[Tensor, "T D"]:

@@ -1,0 +1,145 @@
+"""From settings to a model, with the weights it starts from."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from valley.errors import ModelError
+from valley.media.sampling import Sampling
+from valley.model.configuration import ValleyConfig
+from valley.model.conversation import ADDED_TOKENS
+from valley.model.modeling import ValleyForConditionalGeneration
+from valley.model.processing import ValleyProcessor, build_processor
+from valley.model.settings import LLMSettings, ModelSettings
+from valley.model.tiny import tiny_llm_config
+from valley.model.vision import load_pretrained, vision_config
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = (OSError, ValueError, ImportError, RuntimeError)
+"""What Hugging Face raises for a name, folder or file that it cannot make a model of."""
+
+
+def build_model(
+    settings: ModelSettings, *, seed: int, dtype: torch.dtype = torch.float32
+) -> ValleyForConditionalGeneration:
+    """Builds a new model on the CPU, or loads a saved one.
+
+    The tower and the language model start from their pretrained weights, the temporal module and the projector at
+    random, the rows of the added tokens at the mean of the vocabulary.
+
+    Args:
+        settings: what to build.
+        seed: of all random weights.
+        dtype: of the weights.
+
+    Raises:
+        ModelError: a part that is unknown, cannot be loaded or does not fit the others.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if settings.path is not None:
+            return _load(settings.path, settings.llm.attention, dtype)
+        processor = build_processor(settings, Sampling())
+        tower = vision_config(settings.vision)
+        language_model = load_language_model(settings.llm, vocab_size=len(processor.tokenizer), dtype=dtype)
+        ids = dict(zip(ADDED_TOKENS, processor.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)), strict=True))
+        config = ValleyConfig(
+            vision_config=tower,
+            text_config=language_model.config,
+            temporal=settings.temporal,
+            placement=settings.placement,
+            image_start_token_id=ids["<im_start>"],
+            image_patch_token_id=ids["<im_patch>"],
+            image_end_token_id=ids["<im_end>"],
+            video_start_token_id=ids["<vi_start>"],
+            video_frame_token_id=ids["<vi_frame>"],
+            video_end_token_id=ids["<vi_end>"],
+            dtype=dtype,
+        )
+        model = ValleyForConditionalGeneration(config, language_model)
+        model.to(dtype=dtype)  # type: ignore[call-arg]  # transformers wraps torch's method
+        load_pretrained(model.vision_tower, tower)
+        _start_added_tokens(model, len(processor.tokenizer))
+    _set_generation(model, processor)
+    model.eval()  # type: ignore[no-untyped-call]  # transformers
+    return model
+
+
+def load_language_model(settings: LLMSettings, *, vocab_size: int, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads a causal language model by hub name, folder or GGUF file, or builds one with random weights.
+
+    Args:
+        settings: which.
+        vocab_size: tokens that the tiny one must know.
+        dtype: of the weights.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attention}
+    gguf = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
+    try:
+        if settings.name == "tiny":
+            return _random_language_model(tiny_llm_config(vocab_size), options)
+        if settings.random_weights:
+            logger.warning("THE LANGUAGE MODEL %s IS RANDOM, as asked for.", settings.name)
+            return _random_language_model(AutoConfig.from_pretrained(settings.name, **gguf), options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(settings.name, **options, **gguf)
+        if gguf:
+            # A model from a GGUF file refuses to be saved, though its weights are plain numbers by now.
+            config = _without_quantization(model.config)
+            model = type(model).from_pretrained(None, config=config, state_dict=model.state_dict(), **options)
+        return model
+    except UNREADABLE as error:
+        raise ModelError(f"model.llm.name: no language model can be loaded from {settings.name!r}: {error}") from error
+
+
+def _random_language_model(config: PreTrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(_without_quantization(config), **options)
+    return model
+
+
+def _without_quantization(config: PreTrainedConfig) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def _load(path: str, attention: str, dtype: torch.dtype) -> ValleyForConditionalGeneration:
+    try:
+        return ValleyForConditionalGeneration.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    except UNREADABLE as error:
+        raise ModelError(f"model.path: no Valley model can be loaded from {path}: {error}") from error
+
+
+@torch.no_grad()
+def _start_added_tokens(model: ValleyForConditionalGeneration, num_tokens: int) -> None:
+    """Gives every token of the tokenizer its rows, the new ones at the mean of the vocabulary."""
+    added = model.config.added_token_ids
+    num_rows = model.config.text_config.vocab_size
+    num_old = min(*added, num_rows)
+    if num_tokens > num_rows:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    for rows in (embedding.weight, head.weight, getattr(head, "bias", None)):
+        if rows is not None:
+            rows[num_old:num_tokens] = rows[:num_old].float().mean(0).to(rows.dtype)
+    # Through the embedding, not out of its weight: some backbones scale what they look up.
+    model.added_tokens.weight.copy_(embedding(torch.tensor(added, device=embedding.weight.device)))
+
+
+def _set_generation(model: ValleyForConditionalGeneration, processor: ValleyProcessor) -> None:
+    model.generation_config = GenerationConfig(
+        eos_token_id=processor.stop_token_ids,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        suppress_tokens=model.config.added_token_ids,
+    )

@@ -1,0 +1,296 @@
+"""Valley: a video, and a language model that talks about it (paper 4.1).
+
+    frames -> vision tower -> temporal module -> projector -> visual tokens among the text's -> language model
+
+Letters in shapes: B rows, L tokens, M media, F frames of all media, P patches a frame, N = 1 + P tokens a frame, D
+width of the tower, H width of the language model, V visual tokens of all media.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from valley.model.configuration import ValleyConfig
+from valley.model.loss import supervised_loss
+from valley.model.splice import frame_places, join_clips, pad_clips, repeat_rows
+from valley.model.temporal import TEMPORAL
+from valley.model.vision import Standardisation, VisionTower
+
+Part = Literal["vision", "temporal", "projector", "added_tokens", "llm"]
+"""The parts of a model, as the settings name them."""
+
+
+class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A language model that sees videos and images.
+
+    The six added tokens have embeddings of their own, `added_tokens`, which stand in place of the rows that the
+    language model has for them; so they can train while it is frozen, and are saved under their own name. The language
+    model's rows only keep ids within bounds: the six are never targets, and generation suppresses them.
+
+    Differs from the paper: only with `placement="after_projector"`, which is what its authors' published code does.
+
+    Args:
+        config: what to build.
+        language_model: a language model that is loaded already; None: one with random weights.
+    """
+
+    config: ValleyConfig
+    config_class = ValleyConfig
+    main_input_name = "input_ids"
+    input_modalities = ["image", "video", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: ValleyConfig, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        tower, text = config.vision_config, config.text_config
+        width = tower.hidden_size if config.placement == "before_projector" else text.hidden_size
+        self.vision_tower = VisionTower(tower)
+        self.standardisation = Standardisation(tower.hidden_size)
+        self.temporal = TEMPORAL[config.temporal](dim=width, num_patches=tower.num_patches)
+        self.projector = nn.Linear(tower.hidden_size, text.hidden_size)
+        self.added_tokens = nn.Embedding(len(config.added_token_ids), text.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(text) if language_model is None else language_model
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers
+        self.generation_config.suppress_tokens = config.added_token_ids
+
+    # What Hugging Face asks of a model
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the language model's embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the language model's embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Returns the language model's output layer."""
+        head: nn.Module | None = self.language_model.get_output_embeddings()
+        return head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the language model's output layer."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Lets every module start as its author meant; Hugging Face's normal(0, 0.02) would saturate v2's softmax."""
+        for start in ("init_non_persistent_buffers", "reset_parameters", "_reset_parameters"):
+            if hasattr(module, start):
+                getattr(module, start)()
+                return
+
+    # Training
+
+    def module_parameters(self, part: Part) -> dict[str, nn.Parameter]:
+        """Returns the parameters of one part of the model by their full names; v1 has none.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        modules = {
+            "vision": "vision_tower",
+            "temporal": "temporal",
+            "projector": "projector",
+            "added_tokens": "added_tokens",
+            "llm": "language_model",
+        }
+        if part not in modules:
+            raise ValueError(f"no part is called {part!r}; known: {', '.join(get_args(Part))}")
+        prefix = modules[part]
+        return {f"{prefix}.{name}": value for name, value in self.get_submodule(prefix).named_parameters()}
+
+    # From frames to visual tokens
+
+    def encode_frames(
+        self, pixel_values: UInt8[Tensor, "F S S 3"] | Float[Tensor, "F 3 S S"]
+    ) -> Float[Tensor, "F N D"]:
+        """Returns the tower's tokens of each frame, the global one first; the same for ever, as the tower never trains.
+
+        Args:
+            pixel_values: uint8 frames, or float frames that are normalised already.
+        """
+        tokens: Tensor = self.vision_tower(pixel_values)
+        return tokens
+
+    def merge_frames(self, frame_tokens: Float[Tensor, "F N D"], num_frames: Int[Tensor, " M"]) -> Float[Tensor, "V H"]:
+        """Turns the frames' tokens into the visual tokens of each medium, in reading order (paper 4.1).
+
+        Args:
+            frame_tokens: what `encode_frames` returned, the frames of one medium after those of another.
+            num_frames: frames T of each medium.
+
+        Returns:
+            `[V_hat (P tokens); CLS of frame 1; …; CLS of frame T]` of each medium, at the language model's width.
+        """
+        tokens = self.standardisation(frame_tokens.to(self.projector.weight.dtype))
+        before = self.config.placement == "before_projector"
+        if not before:
+            tokens = self.projector(tokens)
+        clips, frame_mask = pad_clips(tokens[:, 1:], num_frames)
+        joined = join_clips(self.temporal(clips, frame_mask), tokens[:, 0], num_frames)
+        return self.projector(joined) if before else joined
+
+    def visual_features(
+        self, pixel_values: UInt8[Tensor, "F S S 3"] | Float[Tensor, "F 3 S S"], num_frames: Int[Tensor, " M"]
+    ) -> Float[Tensor, "V H"]:
+        """Returns the visual tokens of each medium: `merge_frames` of `encode_frames`."""
+        return self.merge_frames(self.encode_frames(pixel_values), num_frames)
+
+    # Forward
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Float[Tensor, "B L H"] | None = None,
+        pixel_values: UInt8[Tensor, "F S S 3"] | Float[Tensor, "F 3 S S"] | None = None,
+        num_frames: Int[Tensor, " M"] | None = None,
+        frame_tokens: Float[Tensor, "F N D"] | None = None,
+        labels: Int[Tensor, "B L"] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Returns the loss, or the logits, of a prompt with visual tokens in it.
+
+        Args:
+            input_ids: the prompt, with the places of its visual tokens.
+            attention_mask: 0 for padding.
+            position_ids: as the language model takes them.
+            past_key_values: the cache of an earlier call.
+            inputs_embeds: embeddings instead of ids; takes no media.
+            pixel_values: the frames of all media in reading order, uint8, or float and normalised already.
+            num_frames: frames T of each medium.
+            frame_tokens: what `encode_frames` returned, instead of `pixel_values`.
+            labels: token ids, -100 where nothing is to be learned; not shifted.
+            num_items_in_batch: what the sum of token losses is divided by; None: the supervised tokens here.
+            return_logits: with labels, also return the logits of every position.
+            logits_to_keep: without labels, the positions whose logits are returned, as in Hugging Face; 0: all.
+            use_cache: whether to return a cache; never with labels.
+            kwargs: what else the language model takes.
+
+        Returns:
+            With labels `loss`, and `logits` only if `return_logits`; without, what the language model returns.
+
+        Raises:
+            ValueError: the places in the prompt do not fit the media.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds")
+        has_media = pixel_values is not None or frame_tokens is not None
+        if input_ids is not None:
+            inputs_embeds = self._embed(input_ids, pixel_values, num_frames, frame_tokens)
+        elif has_media:
+            raise ValueError("media need input_ids: their places cannot be found in inputs_embeds")
+        inputs = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            **kwargs,
+        }
+        if labels is None:
+            outputs: CausalLMOutputWithPast = self.language_model(
+                use_cache=use_cache, logits_to_keep=logits_to_keep, **inputs
+            )
+            return outputs
+        outputs = supervised_loss(
+            self.language_model, labels, num_items_in_batch, return_logits=return_logits, **inputs
+        )
+        if not has_media:
+            outputs["loss"] = outputs["loss"] + self._touch_visual_parameters()
+        return outputs
+
+    def _embed(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        pixel_values: Tensor | None,
+        num_frames: Int[Tensor, " M"] | None,
+        frame_tokens: Float[Tensor, "F N D"] | None,
+    ) -> Float[Tensor, "B L H"]:
+        """Returns the embeddings of a prompt with its visual tokens in their places."""
+        is_added = input_ids[..., None] == torch.tensor(self.config.added_token_ids, device=input_ids.device)
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
+        added = self.added_tokens(is_added.int().argmax(-1)).to(embeds.dtype)
+        embeds = torch.where(is_added.any(-1, keepdim=True), added, embeds)
+        is_patch, is_frame = is_added[..., 1], is_added[..., 4]
+        places = is_patch | is_frame
+        frames = pixel_values if frame_tokens is None else frame_tokens
+        if frames is None:
+            # A step of generation asks nothing of the device here: one token is never a place, those are suppressed.
+            if input_ids.shape[1] > 1 and bool(places.any()):
+                raise ValueError(
+                    f"the prompt has {int(places.sum())} places for visual tokens, but no media came with it"
+                )
+            return embeds
+        if num_frames is None:
+            raise ValueError("media need num_frames, the frames of each medium")
+        counts, num_patches = num_frames.tolist(), self.config.vision_config.num_patches
+        if min(counts, default=0) < 1 or sum(counts) != len(frames):
+            raise ValueError(f"media of {counts} frames do not make up the {len(frames)} frames that came")
+        if not torch.equal(is_frame[places], frame_places(num_frames, num_patches)):
+            raise ValueError(
+                f"{len(counts)} media of {counts} frames need {len(counts) * num_patches} places for patches and "
+                f"{sum(counts)} for frames, medium by medium; the prompt has {int(is_patch.sum())} and "
+                f"{int(is_frame.sum())}"
+            )
+        tokens = self.encode_frames(frames) if frame_tokens is None else frame_tokens
+        visual = self.merge_frames(tokens, num_frames)
+        return embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+
+    def _touch_visual_parameters(self) -> Float[Tensor, ""]:
+        """Returns 0 with a zero gradient for every visual parameter, by way of one blank frame.
+
+        Ranks reduce gradients together: a rank whose batch has no media must not leave parameters out, or ZeRO-2 stops
+        in a mismatched collective. Running the modules, not just adding their parameters up, lets ZeRO-3 gather them.
+        """
+        size_px = self.config.vision_config.size_px
+        blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8, device=self.projector.weight.device)
+        return 0 * self.visual_features(blank, torch.ones(1, dtype=torch.long, device=blank.device)).sum()
+
+    # Generation
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Hands the media over with the prompt only; after it they are in the cache."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]  # a protocol
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            for name in ("pixel_values", "num_frames", "frame_tokens"):
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> Any:
+        """Copies each row `expand_size` times with its media; the tower still sees every frame once."""
+        media: dict[str, Any] = {
+            name: kwargs.pop(name, None) for name in ("pixel_values", "frame_tokens", "num_frames")
+        }
+        if expand_size > 1 and input_ids is not None and media["num_frames"] is not None:
+            if media["frame_tokens"] is None:
+                media["frame_tokens"] = self.encode_frames(media.pop("pixel_values"))
+            num_patches = self.config.vision_config.num_patches
+            clips = (input_ids == self.config.image_patch_token_id).sum(1) // num_patches
+            frames = (input_ids == self.config.video_frame_token_id).sum(1)
+            media["frame_tokens"] = repeat_rows(media["frame_tokens"], frames, expand_size)
+            media["num_frames"] = repeat_rows(media["num_frames"], clips, expand_size)
+        input_ids, kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]  # a protocol
+            expand_size, is_encoder_decoder, input_ids, **kwargs
+        )
+        return input_ids, kwargs | media
