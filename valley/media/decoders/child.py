@@ -1,0 +1,201 @@
+"""The decoder process: reads one file after the other for its parent, and may be killed at any moment.
+
+A request names a file, the limits and the decoder. The child answers with what the file is; then, unless just that was asked
+for, with the pictures at the positions that the parent chooses from the times it was told:
+
+    parent                                child
+    {"path", "decoder", …}         ->
+                                   <-     {"info": {…}, "notes": […]}, times of all pictures
+    {"positions": […]}             ->
+                                   <-     {"position", "offset", "height", "width"}   or {"lost": position}
+    {} (done with that picture)    ->     … a slot is free again
+                                   <-     {"notes": […]}, the end
+
+In place of any answer it may say {"problem": kind, "reason"} or {"errno", "reason"} and await the next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from .clip import Clip
+from .containers import HEAD_BYTES, Container, recognise
+from .problems import Problem, UnfitError
+from .pyav import read_pyav
+from .slots import SlotWriter
+from .wire import GoneError, Wire
+
+Pixels = NDArray[np.uint8]
+Reader = Callable[[Clip, Sequence[int]], Iterator[tuple[int, Pixels | None]]]
+
+
+def main(end: int, pictures: int, inbox: int) -> None:
+    """Serves until the parent is gone.
+
+    Args:
+        end: descriptor of this end of the socket.
+        pictures: descriptor of the file that pictures are written to.
+        inbox: descriptor of the file that holds the media when a request names no path.
+    """
+    _die_with_parent()
+    wire = Wire(socket.socket(fileno=end))
+    server = _Server(wire, SlotWriter(pictures), inbox)
+    wire.send({"ready": True})
+    with contextlib.suppress(GoneError):
+        while True:
+            request, _ = wire.receive()
+            server.serve(request)
+
+
+def _die_with_parent() -> None:
+    """Standard input is a pipe that the parent holds open and never writes to."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with contextlib.suppress(OSError):  # if memory runs out, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+class _Server:
+    def __init__(self, wire: Wire, slots: SlotWriter, inbox: int) -> None:
+        self._wire, self._slots, self._inbox = wire, slots, inbox
+
+    def serve(self, request: dict[str, Any]) -> None:
+        """Answers one request, whatever becomes of it."""
+        try:
+            with self._open(request["path"], request["max_bytes"]) as file:
+                self._read(file, request)
+        except Problem as problem:
+            self._answer({"problem": problem.kind, "reason": problem.reason})
+        except MemoryError:
+            self._answer({"problem": "limit", "reason": "more memory needed than there is"})
+        except GoneError:
+            raise
+        except av.FFmpegError as error:
+            self._answer({"problem": "damaged", "reason": f"cannot be decoded: {error.strerror}"})
+        except OSError as error:
+            self._answer({"errno": error.errno or errno.EIO, "reason": error.strerror or str(error)})
+        except Exception as error:  # noqa: BLE001 - the rim: what a decoder makes of a broken file has no bounds
+            self._answer({"problem": "damaged", "reason": f"{type(error).__name__}: {error}"})
+
+    def _open(self, path: str | None, max_bytes: int) -> FileIO:
+        file = FileIO(self._inbox, closefd=False) if path is None else _open_regular(path)
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise Problem("empty", "zero bytes")
+        if size > max_bytes:
+            raise Problem("limit", f"{size} bytes, more than {max_bytes}")
+        return file
+
+    def _read(self, file: FileIO, request: dict[str, Any]) -> None:
+        container = recognise(os.pread(file.fileno(), HEAD_BYTES, 0))
+        if container.kind == "image":
+            self._read_still(file, container, request)
+        else:
+            self._read_clip(file, container, request)
+
+    def _read_still(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
+        from .still import Still  # Pillow is not loaded for videos
+
+        still = Still(file, container, max_pixels=request["max_pixels"])
+        self._answer({"info": still.info(), "notes": still.notes}, np.zeros(1).tobytes())
+        if request["frames"]:
+            self._wire.receive()  # there is just one position to ask for
+            self._show(0, still.pixels())
+            self._answer({"notes": []})
+
+    def _read_clip(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
+        with contextlib.closing(Clip(file, container, max_pixels=request["max_pixels"])) as clip:
+            if not request["frames"]:
+                self._answer({"info": _not_too_long(clip.stated_info(), request), "notes": []})
+                return
+            clip.scan()
+            if clip.cut and request["damaged"] == "reject":
+                raise Problem("damaged", clip.cut)
+            info = _not_too_long(clip.info(), request)
+            self._answer({"info": info, "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
+            positions = self._wire.receive()[0]["positions"]
+            notes: list[str] = []
+            for position, pixels in _pictures(clip, positions, request["decoder"], notes):
+                self._show(position, pixels)
+            self._answer({"notes": notes})
+
+    def _show(self, position: int, pixels: Pixels | None) -> None:
+        if pixels is None:
+            self._wire.send({"lost": position})
+            return
+        while self._slots.must_wait(pixels):
+            self._await_reader()
+        height, width, _ = pixels.shape
+        offset = self._slots.place(pixels)
+        self._wire.send({"position": position, "offset": offset, "height": height, "width": width})
+
+    def _answer(self, message: dict[str, Any], block: bytes = b"") -> None:
+        self._wire.send(message, block)
+        while self._slots.unread:
+            self._await_reader()
+
+    def _await_reader(self) -> None:
+        self._wire.receive()
+        self._slots.unread -= 1
+
+
+def _open_regular(path: str) -> FileIO:
+    """Opens a file without ever waiting for one: a pipe would have the child wait for its writer."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise Problem("missing", "no such file") from error
+    except PermissionError as error:
+        raise Problem("missing", "may not be read: permission denied") from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
+            raise Problem("missing", f"no file: {error.strerror}") from error
+        raise
+    file = FileIO(descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise Problem("unsupported", "not a regular file")
+    return file
+
+
+def _not_too_long(info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    if info["duration_s"] > request["max_duration_s"]:
+        raise Problem("limit", f"{info['duration_s']:.0f} s long, more than {request['max_duration_s']:.0f} s")
+    return info
+
+
+def _pictures(
+    clip: Clip, positions: Sequence[int], decoder: str, notes: list[str]
+) -> Iterator[tuple[int, Pixels | None]]:
+    """Yields the pictures by the decoder asked for, and those it is no good for by PyAV, with a note."""
+    left = set(positions)
+    if decoder not in ("auto", "pyav"):
+        reader: Reader = import_module(f".{decoder}", __package__).read
+        try:
+            for position, pixels in reader(clip, positions):
+                left.discard(position)
+                yield position, pixels
+        except UnfitError as unfit:
+            notes.append(f"read by pyav, since {decoder} is not right for {unfit}")
+    if left:
+        yield from read_pyav(clip, sorted(left))

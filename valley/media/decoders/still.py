@@ -1,0 +1,70 @@
+"""The one frame of an image, by Pillow, the way image-text models are trained on them."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from .containers import Container
+from .problems import Problem
+
+
+class Still:
+    """An open image file: its header, and with `pixels` its picture.
+
+    Attributes:
+        notes: what is unusual about it.
+    """
+
+    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int) -> None:
+        Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
+        file.seek(0)
+        try:
+            self._image = Image.open(file, formats=[container.demuxer])
+            self._rotation = _TURNS.get(self._image.getexif().get(_ORIENTATION, 1), 0)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _damaged(error) from None
+        width, height = self._image.size
+        if width * height > max_pixels:
+            raise Problem("limit", f"a picture of {width}x{height} pixels")
+        self._container = container
+        self.notes = ["animated: the first picture is used"] if getattr(self._image, "n_frames", 1) > 1 else []
+
+    def info(self) -> dict[str, Any]:
+        """What the file is: the fields of `valley.media.probe.MediaInfo`."""
+        width, height = self._image.size
+        if self._rotation % 180:
+            width, height = height, width
+        return {
+            "kind": "image",
+            "container": self._container.name,
+            "codec": self._container.name,
+            "duration_s": 0.0,
+            "width": width,
+            "height": height,
+            "fps": 0.0,
+            "rotation": self._rotation,
+            "num_frames": 1,
+        }
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Decodes the picture: upright RGB `[H, W, 3]`."""
+        try:
+            return np.asarray(ImageOps.exif_transpose(self._image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise _damaged(error) from None
+
+
+_ORIENTATION = 0x0112
+_TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}
+
+
+def _damaged(error: Exception) -> Exception:
+    """Pillow raises OSError for broken images; those with a number are the storage's."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    return Problem("damaged", f"an image that cannot be decoded: {error}")

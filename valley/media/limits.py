@@ -1,0 +1,24 @@
+"""What reading one file may cost."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from valley.config import Settings
+
+
+class Limits(Settings):
+    """What one decode may cost, and what becomes of damaged files."""
+
+    deadline_s: PositiveFloat = 60.0
+    """Seconds after which a decode is stopped."""
+    max_bytes: PositiveInt = 4 << 30
+    """Largest file."""
+    max_pixels: PositiveInt = 8192 * 4320
+    """Largest picture, width times height."""
+    max_duration_s: PositiveFloat = 6 * 3600.0
+    """Longest clip."""
+    damaged: Literal["reject", "use"] = "reject"
+    """Truncated or corrupt videos: reject them, or use what is whole and note it."""
