@@ -50,7 +50,7 @@ class EngineSettings(Settings):
 
     name: Literal["deepspeed", "torch"] = "deepspeed"
     """`deepspeed`: ZeRO over the workers; `torch`: plain PyTorch."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[1, 2, 3] = 2
     """DeepSpeed's ZeRO stage (table 6: 2)."""
     offload: bool = False
     """Keep the optimizer's state in CPU memory (DeepSpeed)."""

@@ -1,0 +1,58 @@
+"""What could not be used: one table for all ranks, and the share of it that a run puts up with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from valley.data.loading import reading_policy
+from valley.data.rejects import Reject, RejectBudget, write_rejects
+from valley.data.settings import DataSettings
+from valley.errors import RejectLimitError
+from valley.training.engines.base import Engine
+from valley.training.feed import Step
+from valley.training.meter import Counts
+
+REJECTS_FILE = "rejects.parquet"
+
+
+class Ledger:
+    """Collects the rejects of all ranks, judges their share, and writes them down on rank 0.
+
+    Args:
+        engine: gathers from the ranks.
+        folder: where the table goes.
+        settings: how large a share is too large.
+        before: what was rejected before the training, when the manifest was made.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, settings: DataSettings, before: Sequence[Reject] = ()) -> None:
+        self._engine, self.path, self._policy = engine, folder / REJECTS_FILE, reading_policy(settings)
+        self._budget = RejectBudget(settings.max_rejected, settings.rejects_grace)
+        self._rejects = list(before)
+
+    def __len__(self) -> int:
+        return len(self._rejects)
+
+    def inspect(self, step: Step, counts: Counts) -> None:
+        """Takes in a step's rejects; ranks speak to each other only when there are any.
+
+        Raises:
+            RejectLimitError: on all ranks, when too large a share was rejected; the table is written before.
+        """
+        rejects = self._engine.all_gather(step.rejects) if counts.num_rejected else []
+        self._rejects += rejects
+        try:
+            self._budget.add(counts.num_samples, rejects)
+        except RejectLimitError:
+            self.write()
+            raise
+
+    def add(self, rejects: Iterable[Reject]) -> None:
+        """Takes in rejects that are not judged, such as those of validation; every rank calls it with its own."""
+        self._rejects += self._engine.all_gather(tuple(rejects))
+
+    def write(self) -> None:
+        """Writes the table, on rank 0."""
+        if self._engine.rank == 0:
+            write_rejects(self._rejects, self.path, policy=self._policy)

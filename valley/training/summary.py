@@ -1,0 +1,94 @@
+"""The last word of a run: `summary.json`, for people and for whatever looks at runs from outside."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from valley.checkpoints.store import write_json
+from valley.training.loop import FitResult
+from valley.training.mlflow_tracker import MlflowRun, ui_command
+
+SUMMARY_FILE = "summary.json"
+
+
+def summarise(
+    result: FitResult,
+    *,
+    model: Path,
+    checkpoint: Path,
+    best_checkpoint: Path | None,
+    num_rejected: int,
+    mlflow: MlflowRun | None,
+) -> dict[str, Any]:
+    """Returns what a run amounted to, ready for JSON.
+
+    Args:
+        result: figures of the loop.
+        model: the final model, a Hugging Face folder.
+        checkpoint: what the run can be gone on with.
+        best_checkpoint: the same of the lowest validation loss.
+        num_rejected: rows of the rejects table.
+        mlflow: where the curves are.
+    """
+    totals = result.totals
+    seconds = max(totals.seconds, 1e-9)
+    return {
+        "loss_first": _finite(result.loss_first),
+        "loss_last": _finite(result.loss_last),
+        "validation_loss": _finite(result.validation_loss),
+        "best_validation_loss": _finite(result.best_loss),
+        "best_step": result.best_step,
+        "steps": totals.num_steps,
+        "samples": totals.num_samples,
+        "tokens": totals.num_tokens,
+        "frames": totals.num_frames,
+        "seconds": round(seconds, 3),
+        "samples_per_s": round(totals.num_samples / seconds, 3),
+        "tokens_per_s": round(totals.num_tokens / seconds, 1),
+        "frames_per_s": round(totals.num_frames / seconds, 3),
+        "data_wait_share": round(totals.wait_s / seconds, 4),
+        "padding_share": round(1 - totals.num_tokens / max(totals.num_places, 1), 4),
+        "peak_memory_gib": round(totals.peak_memory_bytes / 2**30, 3),
+        "rejected": num_rejected,
+        "checkpoint": str(model),
+        "training_checkpoint": str(checkpoint),
+        "best_checkpoint": str(best_checkpoint) if best_checkpoint else None,
+        "mlflow_run_id": mlflow.run_id if mlflow else None,
+        "mlflow_ui": ui_command(mlflow.uri) if mlflow else None,
+    }
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
+    """Writes `summary.json` into the run folder, whole or not at all."""
+    path = folder / SUMMARY_FILE
+    write_json(path, summary)
+    return path
+
+
+def format_summary(summary: dict[str, Any]) -> str:
+    """Lays a summary out as text."""
+    loss = f"{_number(summary['loss_first'])} at first, {_number(summary['loss_last'])} at last"
+    if summary["validation_loss"] is not None:
+        best = f"{_number(summary['best_validation_loss'])} at step {summary['best_step']}"
+        loss += f"; validation {_number(summary['validation_loss'])}, best {best}"
+    lines = {
+        "loss": loss,
+        "seen": f"{summary['steps']} steps, {summary['samples']} samples, {summary['frames']} frames",
+        "speed": f"{summary['samples_per_s']:.1f} samples/s, {summary['frames_per_s']:.1f} frames/s, "
+        f"{summary['data_wait_share']:.1%} of the time waiting for data",
+        "rejected": str(summary["rejected"]),
+        "model": summary["checkpoint"],
+        "curves": summary["mlflow_ui"] or "not tracked",
+    }
+    return "\n".join(f"{name:<10}{text}" for name, text in lines.items())
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN; what is not finite is said in the curves."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
