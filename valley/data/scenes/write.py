@@ -122,8 +122,9 @@ def _claim(folder: Path, arguments: dict[str, Any]) -> None:
         return
     marker.unlink(missing_ok=True)  # first: until it is written again, what is here counts as unknown
     for split in get_args(Split):
-        for clip in (folder / split).glob(f"{split}-*.mp4"):
-            clip.unlink()
+        for pattern in (f"{split}-*.mp4", f".{split}-*.mp4"):  # whole ones, and what a killed process left
+            for clip in (folder / split).glob(pattern):
+                clip.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(marker, text)
 
