@@ -12,7 +12,8 @@ def test_a_malformed_dialogue_is_a_record_error_of_that_field(field: str, value:
     with pytest.raises(RecordError) as caught:
         parse_record({"id": "x", field: value}, 0, "s")
     assert (caught.value.sample_id, caught.value.field) == ("x", field)
-    assert caught.value.reason and "\n" not in caught.value.reason
+    assert caught.value.reason
+    assert "\n" not in caught.value.reason
 
 
 SAMPLES = {
@@ -25,7 +26,8 @@ SAMPLES = {
 def test_a_dialogue_about_a_clip_reads_alike_in_every_format(field: str) -> None:
     record = parse_record({"video": "a.mp4", field: SAMPLES[field]}, 0, "s")
     question, answer = record.messages
-    assert question["role"] == "user" and answer["role"] == "assistant"
+    assert question["role"] == "user"
+    assert answer["role"] == "assistant"
     assert question["content"][0] == {"type": "video"}
     assert question["content"][1]["text"].strip() == "what?"
     assert answer["content"] == [{"type": "text", "text": "that"}]

@@ -41,7 +41,8 @@ def test_a_batch_without_media_has_no_pictures_for_the_model() -> None:
     batch = collate([make_filler(1, 2), make_sample(2, [2], [])], pad_id=0)
     assert batch.pixel_values.shape == (0, 2, 2, 3)
     inputs = batch.model_inputs()
-    assert inputs["pixel_values"] is None and inputs["num_frames"] is None
+    assert inputs["pixel_values"] is None
+    assert inputs["num_frames"] is None
     assert sorted(inputs) == ["attention_mask", "input_ids", "labels", "num_frames", "pixel_values"]
 
 

@@ -65,8 +65,11 @@ def test_a_broken_line_is_one_bad_record(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(b'{"id": 1}\n{"id": 2\n{"id": "\xff"}\n{"id": 4}\n')
     first, second, third, fourth = read(tmp_path / "data.jsonl", tmp_path)
     assert (first, fourth) == ({"id": 1}, {"id": 4})
-    assert isinstance(second, RecordError) and second.sample_id == "#1" and second.reason.startswith("not JSON")
-    assert isinstance(third, RecordError) and third.sample_id == "#2"
+    assert isinstance(second, RecordError)
+    assert second.sample_id == "#1"
+    assert second.reason.startswith("not JSON")
+    assert isinstance(third, RecordError)
+    assert third.sample_id == "#2"
 
 
 @pytest.mark.parametrize(

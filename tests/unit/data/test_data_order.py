@@ -32,7 +32,8 @@ def test_a_share_of_a_source_is_another_one_in_the_next_epoch() -> None:
     order = make_order(sizes=(10,), weights=(0.5,), batch=5)
     halves = [set(order.rows(epoch).tolist()) for epoch in range(4)]
     assert halves[0] | halves[1] == set(range(10))
-    assert halves[2] == halves[0] and halves[3] == halves[1]
+    assert halves[2] == halves[0]
+    assert halves[3] == halves[1]
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_alone() -> None:

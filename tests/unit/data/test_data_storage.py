@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,13 @@ class FlakyFileSystem(MemoryFileSystem):
 
 
 @pytest.fixture
-def flaky() -> Iterator[type[FlakyFileSystem]]:
+def flaky() -> type[FlakyFileSystem]:
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.store.clear()
     FlakyFileSystem.answers.clear()
     FlakyFileSystem.calls = 0
     FlakyFileSystem().pipe_file("/bucket/clips/a.mp4", b"0123456789")
-    yield FlakyFileSystem
+    return FlakyFileSystem
 
 
 def test_a_local_file_is_found_and_handed_over_as_a_path(tmp_path: Path) -> None:
