@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from valley.model.configuration import ValleyConfig
@@ -167,7 +167,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> ModelOutput:
         """Returns the loss, or the logits, of a prompt with visual tokens in it.
 
         Args:
@@ -207,7 +207,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         }
         if labels is None:
-            outputs: CausalLMOutputWithPast = self.language_model(
+            outputs: ModelOutput = self.language_model(
                 use_cache=use_cache, logits_to_keep=logits_to_keep, **inputs
             )
             return outputs
