@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ import ray
 import ray.data
 from jaxtyping import Int64
 
+from valley.data.collate import Sample
+from valley.data.loading import Loader
 from valley.distributed.cluster import Split
 from valley.errors import ClusterError
 
@@ -100,3 +103,19 @@ def stream(
     )
     for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=1):
         yield [pickle.loads(item.as_buffer()) for item in batch["loaded"]]
+
+
+@dataclass(frozen=True)
+class RayStream:
+    """Loads a rank's slots on the cluster; `valley.training.feed.Stream` as Ray Data.
+
+    Attributes:
+        split: the cluster's share-out.
+    """
+
+    split: Split
+
+    def __call__(self, loader: Loader, slots: Int64[np.ndarray, " N"], batch_size: int) -> Iterator[list[Sample]]:
+        """See `valley.training.feed.Stream` and `stream`."""
+        largest = max(int(loader.manifest.num_frames.max()), 1) * loader.size_px**2 * 3
+        return stream(ray.put(loader), slots, self.split, batch_size=batch_size, sample_bytes=largest)
