@@ -178,8 +178,8 @@ class Standardisation(nn.Module):
         nn.init.ones_(self.std)
 
     def forward(self, tokens: Float[Tensor, "F N D"]) -> Float[Tensor, "F N D"]:
-        """Returns `(tokens - mean) / std`."""
-        return (tokens - self.mean) / self.std
+        """Returns `(tokens - mean) / std`, in the precision of the tokens, computed in that of the buffers."""
+        return ((tokens - self.mean) / self.std).to(tokens.dtype)
 
 
 def _describe(name: str) -> dict[str, Any]:
