@@ -98,8 +98,7 @@ def _compare_heads(engine: TorchEngine, steps: Sequence[tuple[Batch, ...]]) -> d
         labels = inputs.pop("labels")
         with engine.precision():
             logits = engine.model(**inputs).logits
-        loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
-        return loss
+        return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     seconds: dict[str, list[float]] = {"supervised": [], "full": []}
     for index, step in enumerate(steps):
@@ -176,14 +175,14 @@ def _report(
     ]
     return "\n\n".join(
         [
-            f"{versions('torch', 'transformers', 'ray')}. LLM of width {text.hidden_size}, {text.num_hidden_layers} layers, "
-            f"vocabulary {text.vocab_size:,}; ViT-B-32 tower; bf16, one thread; batches of {len(batches[0])} sample clips, "
+            f"{versions('torch', 'transformers', 'ray')}. LLM of width {text.hidden_size}, {text.num_hidden_layers} "
+            f"layers, vocabulary {text.vocab_size:,}; ViT-B-32 tower; bf16; batches of {len(batches[0])} sample clips, "
             f"{supervised} of {places} positions supervised; {split}.",
             "**Head and loss.** Median of "
             f"{len(head['full'])} steps each, in turns on the same batches.\n\n"
             + table(["loss from", "s a step", "speed"], rows),
-            f"**Feed.** Median of {REPEATS} runs of {NUM_STEPS} steps each, in turns. With fewer cores than processes the "
-            "decoders take their share of the trainer's time; waiting is what the pipeline itself costs.\n\n"
+            f"**Feed.** Median of {REPEATS} runs of {NUM_STEPS} steps each, in turns. With fewer cores than processes "
+            "the decoders take their share of the trainer's time; waiting is what the pipeline itself costs.\n\n"
             + table(["fed", "s a step", "waiting for data", "speed"], feeds),
         ]
     )
