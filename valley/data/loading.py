@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -33,6 +33,7 @@ MAX_REFILLS = 3
 """Rows tried in a slot after its own."""
 
 
+@runtime_checkable
 class Encoded(Protocol):
     """A tokenised dialogue."""
 
@@ -49,6 +50,7 @@ class Encoded(Protocol):
         """Tokens cut off its end."""
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Turns a dialogue into tokens; the model's processor in a run."""
 

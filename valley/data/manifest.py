@@ -208,8 +208,8 @@ def _plan(sources: Sequence[SourceSettings], sampling: Sampling) -> list[Manifes
     plan: list[ManifestSource] = []
     for source in sources:
         base = source.name or Path(source.path).name.split(".")[0]
-        taken = {other.name for other in plan}
-        name = next(name for n in range(1, len(taken) + 2) if (name := base if n == 1 else f"{base}-{n}") not in taken)
+        names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in {other.name for other in plan})
         root = source.root or source.path.rpartition("/")[0] or "/"
         plan.append(ManifestSource(name=name, path=source.path, root=root, sampling=source.sampling or sampling))
     return plan
@@ -275,8 +275,10 @@ class _Writer:
             num_records += len(batch)
         num_rejected = len(self._rejects) - num_before
         if not num_records:
-            first = f"; the first: {self._rejects[num_before].reason}" if num_rejected else ""
-            raise DataFileError(f"no usable record in it{first}")
+            if not num_rejected:
+                raise DataFileError("there is no record in it")
+            reason = self._rejects[num_before].reason
+            raise DataFileError(f"none of the first {num_rejected} records can be used; of the first: {reason}")
         return num_records, num_rejected
 
     def _parse(self, source: ManifestSource) -> Iterator[Record]:

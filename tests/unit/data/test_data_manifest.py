@@ -102,7 +102,7 @@ def test_wrong_sources_are_all_named_by_their_setting(tmp_path: Path) -> None:
 
 def test_a_data_file_that_is_none_names_the_setting_and_leaves_nothing(tmp_path: Path) -> None:
     good = SourceSettings(path=write_json(tmp_path / "good.json", ask("hi")))
-    for content, reason in [("<html>", "neither a JSON array"), ("[", "not JSON"), ("[]", "no usable record")]:
+    for content, reason in [("<html>", "neither a JSON array"), ("[", "not JSON"), ("[]", "there is no record in it")]:
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(SettingsError, match=rf"data\.sources\.1\.path: .*bad\.json: {reason}"):
             build(good, SourceSettings(path=str(tmp_path / "bad.json")), into=tmp_path)
@@ -111,7 +111,9 @@ def test_a_data_file_that_is_none_names_the_setting_and_leaves_nothing(tmp_path:
 
 def test_a_file_of_another_format_is_given_up_soon_with_the_reason(tmp_path: Path) -> None:
     path = write_json(tmp_path / "data.json", *[{"question": "what?"}] * 3000, ask("never reached"))
-    with pytest.raises(SettingsError, match="no usable record in it; the first: conversations: missing"):
+    with pytest.raises(
+        SettingsError, match="none of the first 1001 records can be used; of the first: conversations: missing"
+    ):
         build(SourceSettings(path=path), into=tmp_path)
 
 
