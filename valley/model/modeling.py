@@ -8,14 +8,13 @@ width of the tower, H width of the language model, V visual tokens of all media.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from valley.model.configuration import ValleyConfig
 from valley.model.loss import supervised_loss
@@ -24,7 +23,15 @@ from valley.model.temporal import TEMPORAL
 from valley.model.vision import Standardisation, VisionTower
 
 Part = Literal["vision", "temporal", "projector", "added_tokens", "llm"]
-"""The parts of a model, as the settings name them."""
+
+PARTS: dict[Part, str] = {
+    "vision": "vision_tower",
+    "temporal": "temporal",
+    "projector": "projector",
+    "added_tokens": "added_tokens",
+    "llm": "language_model",
+}
+"""What the settings call the parts of a model -> their modules."""
 
 
 class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -94,22 +101,9 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Training
 
     def module_parameters(self, part: Part) -> dict[str, nn.Parameter]:
-        """Returns the parameters of one part of the model by their full names; v1 has none.
-
-        Raises:
-            ValueError: there is no such part.
-        """
-        modules = {
-            "vision": "vision_tower",
-            "temporal": "temporal",
-            "projector": "projector",
-            "added_tokens": "added_tokens",
-            "llm": "language_model",
-        }
-        if part not in modules:
-            raise ValueError(f"no part is called {part!r}; known: {', '.join(get_args(Part))}")
-        prefix = modules[part]
-        return {f"{prefix}.{name}": value for name, value in self.get_submodule(prefix).named_parameters()}
+        """Returns the parameters of one part of the model by their full names; v1 has none."""
+        module = PARTS[part]
+        return {f"{module}.{name}": value for name, value in self.get_submodule(module).named_parameters()}
 
     # From frames to visual tokens
 
@@ -207,9 +201,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         }
         if labels is None:
-            outputs: ModelOutput = self.language_model(
-                use_cache=use_cache, logits_to_keep=logits_to_keep, **inputs
-            )
+            outputs: ModelOutput = self.language_model(use_cache=use_cache, logits_to_keep=logits_to_keep, **inputs)
             return outputs
         outputs = supervised_loss(
             self.language_model, labels, num_items_in_batch, return_logits=return_logits, **inputs
