@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from valley.data.collate import Batch
-from valley.model.modeling import Part, ValleyForConditionalGeneration
+from valley.model.modeling import ValleyForConditionalGeneration
 from valley.training.stage import ParameterGroup
 
 BF16_PEAK = {
@@ -61,7 +61,7 @@ class FlopCounter:
         body = [p for p in model.module_parameters("llm").values() if id(p) not in vocabulary]
         head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
-        def cost(part: Part) -> float:
+        def cost(part: str) -> float:
             return 6.0 if part in trained else 4.0
 
         self._num_patches: int = tower.num_patches

@@ -78,6 +78,8 @@ class TrackingSettings(Settings):
     """Name of the run; null: the run folder's name."""
     every_steps: PositiveInt = 1
     """Steps between two points of a curve."""
+    log_model: bool = True
+    """Keep the final model among the run's artifacts, besides the run folder."""
 
 
 class ClusterSettings(Settings):

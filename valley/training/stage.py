@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch.nn import Parameter
 
 from valley.errors import SettingsError
-from valley.model.modeling import Part, ValleyForConditionalGeneration
+from valley.model.modeling import PARTS, ValleyForConditionalGeneration
 from valley.training.settings import StageSettings
-
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -22,12 +20,12 @@ class ParameterGroup:
     """Parameters that train at one learning rate.
 
     Attributes:
-        module: the part of the model.
+        module: a part of the model, by its name in `valley.model.modeling.PARTS`.
         learning_rate: at the top of the schedule.
         parameters: by their names in the model.
     """
 
-    module: Part
+    module: str
     learning_rate: float
     parameters: dict[str, Parameter]
 
@@ -36,7 +34,7 @@ class ParameterGroup:
 class ModuleRow:
     """One line of the table of what trains."""
 
-    module: Part
+    module: str
     num_parameters: int
     num_trainable: int
     dtype: str
@@ -121,13 +119,13 @@ def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float) -> fl
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def _trains(stage: StageSettings, part: Part) -> bool:
+def _trains(stage: StageSettings, part: str) -> bool:
     """The added tokens' rows train with the LLM, or by themselves when the stage says so (spec section 5)."""
     if part == "added_tokens":
         return "llm" in stage.modules or stage.train_added_tokens
     return part in stage.modules
 
 
-def _group(model: ValleyForConditionalGeneration, stage: StageSettings, part: Part) -> ParameterGroup:
+def _group(model: ValleyForConditionalGeneration, stage: StageSettings, part: str) -> ParameterGroup:
     rates: dict[str, float] = {str(name): rate for name, rate in stage.module_learning_rates.items()}
     return ParameterGroup(part, rates.get(part, stage.learning_rate), model.module_parameters(part))
