@@ -8,7 +8,7 @@ width of the tower, H width of the language model, V visual tokens of all media.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -22,9 +22,7 @@ from valley.model.splice import frame_places, join_clips, pad_clips, repeat_rows
 from valley.model.temporal import TEMPORAL
 from valley.model.vision import Standardisation, VisionTower
 
-Part = Literal["vision", "temporal", "projector", "added_tokens", "llm"]
-
-PARTS: dict[Part, str] = {
+PARTS = {
     "vision": "vision_tower",
     "temporal": "temporal",
     "projector": "projector",
@@ -100,8 +98,14 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # Training
 
-    def module_parameters(self, part: Part) -> dict[str, nn.Parameter]:
-        """Returns the parameters of one part of the model by their full names; v1 has none."""
+    def module_parameters(self, part: str) -> dict[str, nn.Parameter]:
+        """Returns the parameters of one of `PARTS` by their full names; v1 has none.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if part not in PARTS:
+            raise ValueError(f"no part is called {part!r}; known: {', '.join(PARTS)}")
         module = PARTS[part]
         return {f"{module}.{name}": value for name, value in self.get_submodule(module).named_parameters()}
 

@@ -132,6 +132,8 @@ def test_the_parts_hold_every_parameter_once() -> None:
     names = [name for part in PARTS for name in model.module_parameters(part)]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert make_model("v1").module_parameters("temporal") == {}
+    with pytest.raises(ValueError, match="no part is called 'head'"):
+        model.module_parameters("head")
 
 
 def test_bfloat16_weights_give_nearly_the_same_answer() -> None:
