@@ -1,14 +1,14 @@
 """The frames on screen at given times, whatever the file and the decoder.
 
-The frame at time t is the last one whose presentation time is not after t; time runs from the first frame. Files are opened and
-decoded in a child process (`valley.media.sandbox`), so that none of them can hang or kill this one. Frames come back one at
-a time and are resized as they come: a long clip never stands in memory at full size.
+The frame at time t is the last one whose presentation time is not after t; time runs from the first frame. Files are
+opened and decoded in a child process (`valley.media.sandbox`), so that none of them can hang or kill this one. Frames
+come back a few at a time and are resized as they come: a long clip never stands in memory at full size.
 
 Decoders:
 
-    pyav        scans the packets, then decodes only what the wanted frames need; everything when something is odd
-    decord      the same frames for 8-bit H.264 of constant frame rate in mp4 and Matroska; other files are read by pyav,
-                and a note says so. It tells truncated files, but not damage inside
+    pyav        scans the packets, then decodes only what the wanted frames need, or everything when something is odd
+    decord      the same frames of 8-bit H.264 with a constant frame rate in mp4, mov and Matroska; other files are read
+                by pyav, and a note says so. Truncation is told, damage in the middle is not
     torchcodec  likewise for the files it gets right; needs FFmpeg's libraries on the system
     auto        what measured fastest and right, which is pyav for every container and codec: see `BENCHMARKS.md`
 """
@@ -69,7 +69,7 @@ def read_frames(
         source: a path, or the bytes of a file.
         times_s: in seconds from the first frame; behind the end, the last frame is still on screen.
         decoder: which library decodes, see above.
-        size_px: side of the squares that frames are resized and cropped to, as soon as each is decoded; None: as they are.
+        size_px: side of the squares that frames are resized and cropped to, each as it comes; None: as they are.
         interpolation: see `valley.media.transform.resize_crop`.
         resize_mode: likewise.
         limits: what it may cost, and what becomes of damaged files; None: the defaults.
@@ -97,9 +97,9 @@ def sample_clip(
     resize_mode: ResizeMode = "shortest",
     limits: Limits | None = None,
 ) -> Frames:
-    """Returns the frames of a clip that `sampling` chooses, the file opened once: what training, evaluation and serving use.
+    """Returns the frames of a clip that `sampling` chooses, in one opening of the file: what production uses.
 
-    Duration and frame times are those of the packets, not the header's. Arguments and errors are those of `read_frames`.
+    Duration and frame times are the packets', not the header's. Arguments and errors are those of `read_frames`.
     """
     limits = limits or Limits()
     with _reading(source, decoder, limits) as reading:
@@ -118,9 +118,9 @@ class _Resize:
             return frame
         from valley.media.transform import resize_crop  # torch: not needed by those who only import the settings
 
-        (square,) = resize_crop(
+        square: UInt8[np.ndarray, "S S 3"] = resize_crop(
             frame[None], self.size_px, interpolation=self.interpolation, resize_mode=self.resize_mode
-        )
+        )[0]
         return square
 
 
@@ -135,15 +135,16 @@ def _reading(
 def _read(reading: sandbox.Reading, times: Sequence[float], resize: _Resize, limits: Limits) -> Frames:
     """Reads the frames at `times`, each of them once, and puts those that are whole in order."""
     shown = np.searchsorted(reading.times_s, np.asarray(times) + TOLERANCE_S, side="right") - 1
+    rows = {position: np.flatnonzero(shown == position) for position in np.unique(shown).tolist()}
     pixels: UInt8[np.ndarray, "T h w 3"] | None = None
     came: set[int] = set()
-    for position, frame in reading.pictures(np.unique(shown).tolist()):
+    for position, frame in reading.pictures(list(rows)):
         picture = resize(frame)
         if pixels is None:
             pixels = np.empty((len(times), *picture.shape), np.uint8)
         if picture.shape != pixels.shape[1:]:
             raise UnsupportedMediaError(reading.name, "the size of its pictures changes, and no size_px was given")
-        pixels[shown == position] = picture
+        pixels[rows[position]] = picture
         came.add(position)
     whole = np.isin(shown, list(came - reading.lost))
     notes = list(reading.notes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import PositiveFloat, PositiveInt
 
 from valley.config import Settings
@@ -29,7 +30,9 @@ class Sampling(Settings):
     """Frames a clip in `fixed` mode; a shorter clip gives fewer."""
 
 
-def sample_times(info: MediaInfo, sampling: Sampling, frame_times_s: Sequence[float] | None = None) -> list[float]:
+def sample_times(
+    info: MediaInfo, sampling: Sampling, frame_times_s: Sequence[float] | NDArray[np.float64] | None = None
+) -> list[float]:
     """Returns the times to look at, in seconds from the first frame, ascending; at least one.
 
     In `fps` mode they are 0, 1/fps, 2/fps, … before the end; more than `max_frames` are thinned to those at

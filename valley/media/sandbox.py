@@ -1,7 +1,7 @@
 """Child processes that open and decode media files for us, and are killed when they misbehave.
 
-A process is kept for the next file, so starting it is paid for once. A call has one to itself: threads that read at the same
-time use as many processes. `valley.media.decoders` is what runs in there.
+A process is kept for the next file, so starting it is paid for once. A call has one to itself: threads that read at the
+same time use as many processes. `valley.media.decoders` is what runs in there.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ _START_S = 60.0
 """Patience with a process that starts; it takes a fraction of a second where nothing else goes on."""
 _MOST_IDLE = os.cpu_count() or 1
 """Processes kept for later calls."""
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Keep the memory of a picture for the next one: asking the system for it each time costs 6 % of a decode.
+    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 _PROBLEMS = {
     "missing": MissingMediaError,
     "empty": EmptyMediaError,
@@ -93,13 +100,15 @@ class Reading:
         A frame is a view of memory that is used again. One whose position is `lost` in the end is damaged.
         """
         self._send({"positions": list(positions)})
-        while "notes" not in (answer := self._receive()[0]):
-            if "lost" in answer:
-                self.lost.add(answer["lost"])
-            else:
-                yield answer["position"], self._child.slots.picture(answer["offset"], answer["height"], answer["width"])
-                self._send({})
+        while True:
+            answer, _ = self._receive()
+            for position, offset, height, width in answer["pictures"]:
+                yield position, self._child.slots.picture(offset, height, width)
+            if "notes" in answer:
+                break
+            self._send({})
         self._child.is_idle = True
+        self.lost.update(answer["lost"])
         self.notes += answer["notes"]
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -147,7 +156,7 @@ def reading(source: str | Path | bytes, limits: Limits, *, decoder: str, frames:
         OSError: the storage failed.
     """
     name = f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
-    child = _take()
+    child = _pool.take()
     try:
         if isinstance(source, bytes):
             child.fill_inbox(source)
@@ -162,7 +171,7 @@ def reading(source: str | Path | bytes, limits: Limits, *, decoder: str, frames:
         )
         yield file
     finally:
-        _give_back(child)
+        _pool.give_back(child)
 
 
 class _Child:
@@ -192,7 +201,7 @@ class _Child:
                 stdin=subprocess.PIPE,  # its end tells the child that its parent is gone
                 stdout=subprocess.DEVNULL,
                 pass_fds=descriptors,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env=os.environ | _ENVIRONMENT,
             )
         self.wire.set_timeout(_START_S)
         try:
@@ -240,57 +249,63 @@ class _Child:
             self._process.stdin.close()
 
 
-_lock = threading.Lock()
-_idle: list[_Child] = []
-_busy: set[_Child] = set()
+class _Pool:
+    """The processes there are: those at work, and those kept for later calls."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
+
+    def children(self) -> list[_Child]:
+        with self._lock:
+            return [*self._idle, *self._busy]
+
+    def take(self) -> _Child:
+        with self._lock:
+            while self._idle:
+                child = self._idle.pop()
+                if child.is_alive:
+                    self._busy.add(child)
+                    return child
+                child.kill()
+        child = _Child()
+        with self._lock:
+            self._busy.add(child)
+        return child
+
+    def give_back(self, child: _Child) -> None:
+        with self._lock:
+            self._busy.discard(child)
+            if child.is_idle and child.is_alive and len(self._idle) < _MOST_IDLE:
+                child.empty_inbox()
+                self._idle.append(child)
+                return
+        child.kill()
+
+    def forget_all(self) -> None:
+        """In a forked process: the children are the parent's."""
+        self._lock = threading.Lock()  # some thread of the parent may have held it
+        for child in self._empty():
+            child.forget()
+
+    def kill_all(self) -> None:
+        for child in self._empty():
+            child.kill()
+
+    def _empty(self) -> list[_Child]:
+        children = self.children()
+        self._idle.clear()
+        self._busy.clear()
+        return children
+
+
+_pool = _Pool()
 
 
 def process_ids() -> list[int]:
-    """Returns the ids of the decoder processes that there are."""
-    with _lock:
-        return [child.pid for child in (*_idle, *_busy)]
-
-
-def _take() -> _Child:
-    with _lock:
-        while _idle:
-            child = _idle.pop()
-            if child.is_alive:
-                _busy.add(child)
-                return child
-            child.kill()
-    child = _Child()
-    with _lock:
-        _busy.add(child)
-    return child
-
-
-def _give_back(child: _Child) -> None:
-    with _lock:
-        _busy.discard(child)
-        if child.is_idle and child.is_alive and len(_idle) < _MOST_IDLE:
-            child.empty_inbox()
-            _idle.append(child)
-            return
-    child.kill()
-
-
-def _forget_all() -> None:
-    """In a forked process: the children are the parent's."""
-    global _lock
-    _lock = threading.Lock()
-    for child in (*_idle, *_busy):
-        child.forget()
-    _idle.clear()
-    _busy.clear()
-
-
-def _kill_all() -> None:
-    with _lock:
-        for child in (*_idle, *_busy):
-            child.kill()
-        _idle.clear()
-        _busy.clear()
+    """Returns the ids of the decoder processes there are."""
+    return [child.pid for child in _pool.children()]
 
 
 def _nameless_file() -> int:
@@ -301,5 +316,5 @@ def _nameless_file() -> int:
         return os.dup(file.fileno())
 
 
-os.register_at_fork(after_in_child=_forget_all)
-atexit.register(_kill_all)
+os.register_at_fork(after_in_child=_pool.forget_all)
+atexit.register(_pool.kill_all)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A box: its kind, where its content starts and where it ends, which in a file cut short is behind the file's end."""
+    """A box: its kind, where its content starts, and where it ends: in a file cut short, behind the file's end."""
 
     kind: bytes
     start: int

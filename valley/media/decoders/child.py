@@ -1,15 +1,15 @@
 """The decoder process: reads one file after the other for its parent, and may be killed at any moment.
 
-A request names a file, the limits and the decoder. The child answers with what the file is; then, unless just that was asked
-for, with the pictures at the positions that the parent chooses from the times it was told:
+A request names a file, the limits and the decoder. The child answers with what the file is; then, unless just that was
+asked for, with the pictures at the positions that the parent chooses from the times it was told:
 
     parent                                child
     {"path", "decoder", …}         ->
                                    <-     {"info": {…}, "notes": […]}, times of all pictures
     {"positions": […]}             ->
-                                   <-     {"position", "offset", "height", "width"}   or {"lost": position}
-    {} (done with that picture)    ->     … a slot is free again
-                                   <-     {"notes": […]}, the end
+                                   <-     {"pictures": [[position, offset, height, width], …]}
+    {}: done with those            ->
+                                   <-     {"pictures": […], "lost": [position, …], "notes": […]}: the end
 
 In place of any answer it may say {"problem": kind, "reason"} or {"errno", "reason"} and await the next request.
 """
@@ -85,17 +85,17 @@ class _Server:
             with self._open(request["path"], request["max_bytes"]) as file:
                 self._read(file, request)
         except Problem as problem:
-            self._answer({"problem": problem.kind, "reason": problem.reason})
+            self._wire.send({"problem": problem.kind, "reason": problem.reason})
         except MemoryError:
-            self._answer({"problem": "limit", "reason": "more memory needed than there is"})
+            self._wire.send({"problem": "limit", "reason": "more memory needed than there is"})
         except GoneError:
             raise
         except av.FFmpegError as error:
-            self._answer({"problem": "damaged", "reason": f"cannot be decoded: {error.strerror}"})
+            self._wire.send({"problem": "damaged", "reason": f"cannot be decoded: {error.strerror}"})
         except OSError as error:
-            self._answer({"errno": error.errno or errno.EIO, "reason": error.strerror or str(error)})
+            self._wire.send({"errno": error.errno or errno.EIO, "reason": error.strerror or str(error)})
         except Exception as error:  # noqa: BLE001 - the rim: what a decoder makes of a broken file has no bounds
-            self._answer({"problem": "damaged", "reason": f"{type(error).__name__}: {error}"})
+            self._wire.send({"problem": "damaged", "reason": f"{type(error).__name__}: {error}"})
 
     def _open(self, path: str | None, max_bytes: int) -> FileIO:
         file = FileIO(self._inbox, closefd=False) if path is None else _open_regular(path)
@@ -117,46 +117,42 @@ class _Server:
         from .still import Still  # Pillow is not loaded for videos
 
         still = Still(file, container, max_pixels=request["max_pixels"])
-        self._answer({"info": still.info(), "notes": still.notes}, np.zeros(1).tobytes())
+        self._wire.send({"info": still.info(), "notes": still.notes}, np.zeros(1).tobytes())
         if request["frames"]:
             self._wire.receive()  # there is just one position to ask for
-            self._show(0, still.pixels())
-            self._answer({"notes": []})
+            self._show(iter([(0, still.pixels())]), [])
 
     def _read_clip(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
         with contextlib.closing(Clip(file, container, max_pixels=request["max_pixels"])) as clip:
             if not request["frames"]:
-                self._answer({"info": _not_too_long(clip.stated_info(), request), "notes": []})
+                self._wire.send({"info": _not_too_long(clip.stated_info(), request), "notes": []})
                 return
             clip.scan()
             if clip.cut and request["damaged"] == "reject":
                 raise Problem("damaged", clip.cut)
             info = _not_too_long(clip.info(), request)
-            self._answer({"info": info, "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
+            self._wire.send({"info": info, "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
             positions = self._wire.receive()[0]["positions"]
             notes: list[str] = []
-            for position, pixels in _pictures(clip, positions, request["decoder"], notes):
-                self._show(position, pixels)
-            self._answer({"notes": notes})
+            self._show(_pictures(clip, positions, request["decoder"], notes), notes)
 
-    def _show(self, position: int, pixels: Pixels | None) -> None:
-        if pixels is None:
-            self._wire.send({"lost": position})
-            return
-        while self._slots.must_wait(pixels):
-            self._await_reader()
-        height, width, _ = pixels.shape
-        offset = self._slots.place(pixels)
-        self._wire.send({"position": position, "offset": offset, "height": height, "width": width})
-
-    def _answer(self, message: dict[str, Any], block: bytes = b"") -> None:
-        self._wire.send(message, block)
-        while self._slots.unread:
-            self._await_reader()
-
-    def _await_reader(self) -> None:
-        self._wire.receive()
-        self._slots.unread -= 1
+    def _show(self, pictures: Iterator[tuple[int, Pixels | None]], notes: list[str]) -> None:
+        """Tells the parent of the pictures, as many at a time as there is room for."""
+        self._slots.start_again()
+        placed: list[tuple[int, int, int, int]] = []
+        lost: list[int] = []
+        for position, pixels in pictures:
+            if pixels is None:
+                lost.append(position)
+                continue
+            if not self._slots.has_room(pixels):
+                self._wire.send({"pictures": placed})
+                self._wire.receive()
+                self._slots.start_again(pixels)
+                placed = []
+            height, width, _ = pixels.shape
+            placed.append((position, self._slots.place(pixels), height, width))
+        self._wire.send({"pictures": placed, "lost": lost, "notes": notes})
 
 
 def _open_regular(path: str) -> FileIO:

@@ -32,9 +32,10 @@ from .wholeness import missing_bytes
 KEPT_BYTES = 64 << 20
 """Packets kept in memory from the pass that finds them to the one that decodes; a longer file is read twice."""
 
-CODECS = frozenset(
-    "h264 hevc vp8 vp9 av1 mpeg4 mpeg2video mpeg1video msmpeg4v2 msmpeg4v3 h263 flv1 wmv1 wmv2 wmv3 vc1 vp6f "
-    "mjpeg prores dnxhd ffv1 gif".split()
+CODECS = (
+    frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
+    | {"mpeg4", "mpeg2video", "mpeg1video", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "vp6f"}
+    | {"wmv1", "wmv2", "wmv3", "vc1", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
 )
 """Codecs that are decoded, by FFmpeg's names."""
 
@@ -198,8 +199,8 @@ class Clip:
     def _first_decodable(self) -> int:
         """The time of the first picture that can be decoded.
 
-        Mostly the first keyframe's. A stream that was cut out of another may begin with pictures that are shown before it
-        and hang on what was cut off, or with a keyframe that refreshes the picture bit by bit: the decoder knows.
+        Mostly the first keyframe's. A stream that was cut out of another may begin with pictures that are shown before
+        it and hang on what was cut off, or with a keyframe that refreshes the picture bit by bit: the decoder knows.
         """
         start = self.keys[0]
         group = self.pts[start : self.keys[1] if len(self.keys) > 1 else None]
@@ -250,7 +251,7 @@ class Clip:
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
-    """The stream that players show; cover pictures are none."""
+    """Chooses the stream that players show, and none of the cover pictures; the others are not read."""
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         raise Problem("unsupported", "no video in it")
@@ -258,6 +259,9 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = next((s for s in streams if best is not None and s.index == best.index), streams[0])
     if stream.codec_context is None:
         raise Problem("unsupported", "video of a codec that is not known")
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = av.stream.Discard.all
     return stream
 
 

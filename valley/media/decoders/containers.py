@@ -103,8 +103,8 @@ def _transport_stream(head: bytes) -> Container | None:
 
 
 def _bitmap(head: bytes) -> Container | None:
-    is_bitmap = head[:2] == b"BM" and head[6:10] == bytes(4) and int.from_bytes(head[14:18], "little") in _BITMAP_HEADERS
-    return BMP if is_bitmap else None
+    header_bytes = int.from_bytes(head[14:18], "little")
+    return BMP if head[:2] == b"BM" and head[6:10] == bytes(4) and header_bytes in _BITMAP_HEADERS else None
 
 
 def _describe(head: bytes) -> str:

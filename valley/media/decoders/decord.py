@@ -1,6 +1,7 @@
 """Frames by decord, for the files it gets right: 8-bit H.264 of a constant frame rate in mp4 and Matroska.
 
-Elsewhere it returns wrong frames without a word (variable frame rate, edit lists), fails (AV1, GIF) or hangs (MPEG-TS).
+Elsewhere it returns wrong frames without a word (variable frame rate, edit lists, gradual refresh), fails (AV1, GIF) or
+hangs (MPEG-TS).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .problems import UnfitError
 
 _UNEVEN_S = 1.5e-3
 """Matroska rounds times to milliseconds."""
+_IDR = 5
 
 
 def read(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -49,7 +51,27 @@ def _unfit(clip: Clip) -> str | None:
         return "interlaced pictures"
     if clip.cut or clip.corrupt:
         return "damaged files"
+    if not _keyframes_are_complete(clip):
+        return "streams that it cannot enter at every keyframe"
     steps = np.diff(clip.times_s)
     if len(steps) and steps.max() - steps.min() > _UNEVEN_S:
         return "variable frame rates"
     return None
+
+
+def _keyframes_are_complete(clip: Clip) -> bool:
+    """Whether every keyframe is an IDR picture, and none the start of a gradual refresh."""
+    configuration = clip.stream.codec_context.extradata or b""
+    length_bytes = (configuration[4] & 3) + 1 if len(configuration) > 4 else 4
+    keys = set(clip.keys)
+    return all(_IDR in _nal_types(bytes(packet), length_bytes) for n, packet in enumerate(clip.packets()) if n in keys)
+
+
+def _nal_types(data: bytes, length_bytes: int) -> set[int]:
+    """The types of the NAL units of a packet, each behind its length."""
+    types: set[int] = set()
+    start = 0
+    while start + length_bytes < len(data):
+        types.add(data[start + length_bytes] & 31)
+        start += length_bytes + int.from_bytes(data[start : start + length_bytes], "big")
+    return types

@@ -30,7 +30,7 @@ class Picture(NamedTuple):
 def read_exhaustively(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, VideoFrame | None]]:
     """Yields the picture at each of `positions`: the last one not shown after the time of that position.
 
-    At the end, yields None for the positions whose pictures never came or that damage touches, even where one was yielded.
+    At the end, yields None for the positions whose pictures never came or that damage touches, even where it gave one.
     """
     faults = list(clip.corrupt)
     all_come = clip.counted or (clip.codec in _PACKET_IS_PICTURE and not clip.interlaced)

@@ -1,7 +1,7 @@
 """The frames wanted, by PyAV, decoding as few pictures as it takes.
 
-What costs is decoding, and all libraries decode alike. So only the stretch from a keyframe to the last picture wanted behind
-it is fed to the decoder, and in H.264 and HEVC pictures that nothing refers to are skipped on the way.
+What costs is decoding, and all libraries decode alike. So only the stretch from a keyframe to the last picture wanted
+behind it is fed to the decoder, and in H.264 and HEVC pictures that nothing refers to are skipped on the way.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import av
+from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from .clip import Clip
 
@@ -81,7 +83,7 @@ def read_planned(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, Vi
 
 
 def _decode(
-    context: VideoCodecContext, numbered: Iterator[tuple[int, av.Packet]], run: Run, *, skips: bool
+    context: VideoCodecContext, numbered: Iterator[tuple[int, Packet[VideoStream]]], run: Run, *, skips: bool
 ) -> Iterator[VideoFrame]:
     """Feeds one run to the decoder and takes out all that comes."""
     skipping = False
@@ -104,10 +106,12 @@ def _decode(
 def _may_skip(clip: Clip) -> bool:
     """Whether leaving out pictures that are marked as no reference is safe.
 
-    In H.264 the mark is binding. In HEVC it holds within a temporal layer only, so there must be just one. Other decoders gain
-    nothing, or read the switch only once.
+    In H.264 the mark is binding. In HEVC it holds within a temporal layer only, so there must be just one. Other
+    decoders gain nothing, or read the switch only once.
     """
     if clip.codec == "h264":
         return True
-    configuration = clip.stream.codec_context.extradata or b""
-    return clip.codec == "hevc" and len(configuration) > 21 and configuration[0] == 1 and configuration[21] >> 3 & 7 == 1
+    if clip.codec != "hevc":
+        return False
+    configuration = clip.stream.codec_context.extradata or b""  # an hvcC record in mp4 and Matroska
+    return len(configuration) > 21 and configuration[0] == 1 and configuration[21] >> 3 & 7 == 1

@@ -24,7 +24,7 @@ def read_pyav(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, Pixel
     """
     converter = VideoReformatter()
     for position, frame in _frames(clip, positions):
-        yield position, frame and _upright_rgb(frame, converter)
+        yield position, None if frame is None else _upright_rgb(frame, converter)
 
 
 def _frames(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, VideoFrame | None]]:

@@ -1,7 +1,8 @@
 """Pictures in memory that both processes see.
 
-The child writes pictures in turn into a few slots of a nameless file that both have mapped, and does not touch a slot again
-before the parent has said that it is done with it. So a picture is copied once, and few stand in memory at a time.
+The child writes pictures one behind the other into a nameless file that both have mapped. When there is no room for the
+next one, it waits until the parent is done with them all, and starts at the beginning. So a picture is copied once, few
+stand in memory at a time, and the two processes seldom wake each other up, which costs more than all else between them.
 """
 
 from __future__ import annotations
@@ -12,39 +13,37 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-SLOTS = 2
+ROUND_BYTES = 8 << 20
+"""Pictures that stand in memory at a time; a larger one stands there alone."""
 
 
 class SlotWriter:
-    """The child's side.
-
-    Attributes:
-        unread: pictures placed that the parent is not done with.
-    """
+    """The child's side."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._map: mmap.mmap | None = None
-        self._slot_bytes = 0
-        self._next = 0
-        self.unread = 0
+        self._map = self._mapped(ROUND_BYTES)
+        self._used = 0
 
-    def must_wait(self, picture: NDArray[np.uint8]) -> bool:
-        """Whether the parent must be done with more pictures before this one finds a place."""
-        return self.unread >= (SLOTS if picture.nbytes <= self._slot_bytes else 1)
+    def has_room(self, picture: NDArray[np.uint8]) -> bool:
+        """Whether the picture fits behind those that the parent may still be looking at."""
+        return self._used + picture.nbytes <= len(self._map)
+
+    def start_again(self, picture: NDArray[np.uint8] | None = None) -> None:
+        """Forgets the pictures so far, and makes room for at least this one."""
+        self._used = 0
+        if picture is not None and picture.nbytes > len(self._map):
+            self._map = self._mapped(picture.nbytes)
 
     def place(self, picture: NDArray[np.uint8]) -> int:
-        """Copies a picture into the next slot and returns where in the file it begins."""
-        if picture.nbytes > self._slot_bytes:
-            self._slot_bytes = picture.nbytes
-            os.ftruncate(self._descriptor, SLOTS * self._slot_bytes)
-            self._map = mmap.mmap(self._descriptor, SLOTS * self._slot_bytes)
-        assert self._map is not None
-        offset = self._next * self._slot_bytes
-        np.copyto(_view(self._map, offset, picture.shape), picture)
-        self._next = (self._next + 1) % SLOTS
-        self.unread += 1
+        """Copies a picture there and returns where it begins."""
+        offset, self._used = self._used, self._used + picture.nbytes
+        np.copyto(_view(self._map, offset, *picture.shape[:2]), picture)
         return offset
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        os.ftruncate(self._descriptor, size)
+        return mmap.mmap(self._descriptor, size)
 
 
 class SlotReader:
@@ -58,8 +57,8 @@ class SlotReader:
         """Returns the picture `[H, W, 3]` that begins there, as a view: it changes when the child is told to go on."""
         if self._map is None or offset + height * width * 3 > len(self._map):
             self._map = mmap.mmap(self._descriptor, os.fstat(self._descriptor).st_size)
-        return _view(self._map, offset, (height, width, 3))
+        return _view(self._map, offset, height, width)
 
 
-def _view(memory: mmap.mmap, offset: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.frombuffer(memory, np.uint8, int(np.prod(shape)), offset).reshape(shape)
+def _view(memory: mmap.mmap, offset: int, height: int, width: int) -> NDArray[np.uint8]:
+    return np.frombuffer(memory, np.uint8, height * width * 3, offset).reshape(height, width, 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +30,13 @@ def read(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, NDArray[np
     if clip.counted or clip.interlaced or clip.cut or clip.corrupt:
         raise UnfitError("interlaced or damaged files")
     try:
-        from torchcodec.decoders import VideoDecoder
+        library: Any = import_module("torchcodec.decoders")
     except (ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Problem("settings", f"decoder: torchcodec cannot be loaded (are FFmpeg's libraries there?): {reason}") from None
+        reason = f"torchcodec cannot be loaded, perhaps for want of FFmpeg's libraries: {str(error).splitlines()[0]}"
+        raise Problem("settings", f"decoder: {reason}") from None
     start_s = float(clip.pts[clip.shown[0]] * (clip.stream.time_base or 1))
     try:
-        reader = VideoDecoder(
+        reader = library.VideoDecoder(
             f"/proc/self/fd/{clip.file.fileno()}", dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
         )
         if len(reader) != len(clip.shown):

@@ -1,8 +1,8 @@
 """Whether a file is as long as its own structure says.
 
-A file cut short mostly still opens, and decoders hand out what is left without a word. Its outer structure tells: boxes,
-elements and chunks state their length, GIFs end with a mark. Formats that state nothing (MPEG-TS, MPEG-PS, FLV, ASF) are
-judged by their last packet instead, see `clip`.
+A file cut short mostly still opens, and decoders hand out what is left without a word. Its outer structure tells:
+boxes, elements and chunks state their length, GIFs end with a mark. Formats that state nothing (MPEG-TS, MPEG-PS, FLV,
+ASF) are judged by their last packet instead, see `clip`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import struct
 from typing import Any
 
 _HEAD = struct.Struct("!II")
+_AT_LEAST_BYTES = 1 << 16
 
 
 class GoneError(Exception):
@@ -22,6 +23,7 @@ class Wire:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._received = bytearray()
 
     def send(self, message: dict[str, Any], block: bytes = b"") -> None:
         """Sends a message.
@@ -56,14 +58,14 @@ class Wire:
         self._end.close()
 
     def _exactly(self, count: int) -> bytes:
-        received = bytearray(count)
-        view = memoryview(received)
-        while view:
+        while len(self._received) < count:
             try:
-                got = self._end.recv_into(view)
+                chunk = self._end.recv(max(count - len(self._received), _AT_LEAST_BYTES))
             except ConnectionError:
-                got = 0
-            if not got:
+                chunk = b""
+            if not chunk:
                 raise GoneError
-            view = view[got:]
-        return bytes(received)
+            self._received += chunk
+        taken = bytes(self._received[:count])
+        del self._received[:count]
+        return taken
