@@ -81,9 +81,10 @@ class EpochOrder:
 
     def rows(self, epoch: int) -> Int64[np.ndarray, " slots"]:
         """The manifest rows of an epoch's slots, in order; `EMPTY` in those after its last sample."""
-        if self._cached is None or self._cached[0] != epoch:
-            self._cached = epoch, self._arrange(epoch)
-        return self._cached[1]
+        cached = self._cached  # threads may load slots of two epochs at once, each must return its own
+        if cached is None or cached[0] != epoch:
+            cached = self._cached = epoch, self._arrange(epoch)
+        return cached[1]
 
     def batch(self, step: int) -> Int64[np.ndarray, " samples"]:
         """The slots of global batch `step` that hold a sample: B of them, fewer in an epoch's last batch."""

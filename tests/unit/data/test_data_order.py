@@ -1,6 +1,7 @@
 """The order of an epoch: every row as often as its source weighs, the same slots whatever the split into ranks."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_only_the_rows_asked_for_are_used_refills_included() -> None:
 def test_no_row_at_all_is_an_error() -> None:
     with pytest.raises(ValueError, match="weight above 0"):
         make_order(weights=(0.0, 0.0))
+
+
+def test_threads_may_ask_for_two_epochs_at_once() -> None:
+    order = make_order()
+    slots = list(range(order.slots_per_epoch, 2 * order.slots_per_epoch))
+    pairs = [slot for pair in zip(slots, (slot - len(slots) for slot in slots), strict=True) for slot in pair] * 20
+    expected = {slot: make_order().row(slot) for slot in pairs}
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(order.row, pairs)) == [expected[slot] for slot in pairs]
 
 
 def test_a_million_rows() -> None:
