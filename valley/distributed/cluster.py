@@ -111,7 +111,8 @@ def connect(settings: ClusterSettings) -> None:
         if address:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+            # With the dashboard: Ray Train watches its workers through it, and complains every second without.
+            ray.init(address="local", log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(f"cannot join the Ray cluster at {address or 'local'}: {error}") from error
     logger.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
