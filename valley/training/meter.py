@@ -172,7 +172,7 @@ class StepMeter:
             utilisation=counts.num_flops / peak if peak else None,
         )
 
-    def _count_batch(self, batch: Batch) -> tuple[float, ...]:
+    def _count_batch(self, batch: Batch) -> tuple[int | float, ...]:
         return (
             batch.num_supervised,
             sum(source >= 0 for source in batch.sources),
