@@ -57,10 +57,10 @@ class EpochOrder:
         )
         if not self.samples_per_epoch:
             raise ValueError("no sample has a weight above 0")
-        self._cached: tuple[int, Int64[np.ndarray, " slots"]] | None = None
+        self._cached: dict[int, Int64[np.ndarray, " slots"]] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_cached": None}
+        return {**self.__dict__, "_cached": {}}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -81,10 +81,12 @@ class EpochOrder:
 
     def rows(self, epoch: int) -> Int64[np.ndarray, " slots"]:
         """The manifest rows of an epoch's slots, in order; `EMPTY` in those after its last sample."""
-        cached = self._cached  # threads may load slots of two epochs at once, each must return its own
-        if cached is None or cached[0] != epoch:
-            cached = self._cached = epoch, self._arrange(epoch)
-        return cached[1]
+        rows = self._cached.get(epoch)
+        if rows is None:
+            rows = self._arrange(epoch)
+            # Two, because where epochs meet, slots of both are loaded at once, perhaps on several threads.
+            self._cached = {epoch: rows, **dict(list(self._cached.items())[:1])}
+        return rows
 
     def batch(self, step: int) -> Int64[np.ndarray, " samples"]:
         """The slots of global batch `step` that hold a sample: B of them, fewer in an epoch's last batch."""
