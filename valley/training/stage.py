@@ -67,9 +67,9 @@ def prepare(model: ValleyForConditionalGeneration, stage: StageSettings) -> list
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else frozen_dtype)
     untyped: Any = model
     if stage.gradient_checkpointing:
-        untyped.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        untyped.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
-        untyped.gradient_checkpointing_disable()
+        untyped.activation_checkpointing_disable()
     return groups
 
 

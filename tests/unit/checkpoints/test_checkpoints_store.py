@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -162,37 +161,33 @@ def test_a_published_folder_replaces_the_one_before_and_a_failure_leaves_it(tmp_
     assert (target / "weights.bin").read_text() == "second"
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from valley.checkpoints import store
+def _write_for_ever(root: Path, first: int, progress: Connection) -> None:
+    for step in itertools.count(first):
+        content = bytes([step % 251]) * 300_000
 
-def fill(folder, step):
-    for index in range(4):
-        (folder / f"{index}.bin").write_bytes(bytes([step % 251]) * 300_000)
+        def fill(folder: Path, content: bytes = content) -> None:
+            for index in range(4):
+                (folder / f"{index}.bin").write_bytes(content)
 
-step = int(sys.argv[2])
-while True:
-    step += 1
-    store.write(Path(sys.argv[1]), step, lambda folder: fill(folder, step), info={"step": step})
-    store.prune(Path(sys.argv[1]), keep_last=2)
-    print(step, flush=True)
-"""
+        store.write(root, step, fill, info={"step": step})
+        store.prune(root, keep_last=2)
+        progress.send(step)
 
 
 def test_killed_at_any_moment_the_newest_complete_is_the_last_one_finished_or_newer(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
     last = 0
-    for attempt in range(8):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(last)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            # A few whole checkpoints, then the kill lands somewhere inside the next: a little later each time.
-            for line in process.stdout:
-                last = int(line)
-                if last % 3 == 0:
-                    break
-            _busy_wait(rounds=attempt * 2_000)
-            os.kill(process.pid, signal.SIGKILL)
+    for attempt in range(50):
+        receiver, sender = fork.Pipe(duplex=False)
+        writer = fork.Process(target=_write_for_ever, args=(tmp_path, last + 1, sender), daemon=True)
+        writer.start()
+        # Two whole checkpoints, then the kill lands somewhere inside the next ones: a little later each time.
+        for _ in range(2):
+            last = receiver.recv()
+        for number in range(attempt * 200):
+            json.dumps(number)
+        writer.kill()
+        writer.join()
 
         found = store.newest_complete(tmp_path)
 
@@ -201,8 +196,3 @@ def test_killed_at_any_moment_the_newest_complete_is_the_last_one_finished_or_ne
         expected = bytes([found.step % 251]) * 300_000
         assert all((found.rank_folder(0) / f"{index}.bin").read_bytes() == expected for index in range(4))
         last = found.step
-
-
-def _busy_wait(rounds: int) -> None:
-    for number in range(rounds):
-        json.dumps(number)
