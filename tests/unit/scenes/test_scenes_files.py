@@ -211,6 +211,14 @@ def test_an_interrupted_set_becomes_the_set_that_was_never_interrupted(tmp_path)
     assert contents(broken.folder) == contents(whole.folder)
 
 
+def test_a_worker_that_fails_stops_the_call(tmp_path, capfd):
+    (tmp_path / "train").write_text("a file where the clips should go")
+    with pytest.raises(subprocess.CalledProcessError):
+        make_scenes(tmp_path, **SMALL, workers=2)
+    assert "FileExistsError" in capfd.readouterr().err
+    assert not (tmp_path / "train.json").exists()
+
+
 def test_wrong_arguments_are_all_named_at_once(tmp_path):
     with pytest.raises(SettingsError) as caught:
         make_scenes(tmp_path, num_train=-1, num_heldout=2, workers=0, kinds=("colour", "taste"))

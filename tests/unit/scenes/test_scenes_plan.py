@@ -79,6 +79,14 @@ def test_heldout_twins_share_the_questions_that_one_picture_answers(heldout):
     assert set(asked.values()) == {1}
 
 
+def test_whatever_one_picture_should_answer_is_in_sight_all_the_time(heldout):
+    for scene in heldout:
+        if any(KINDS[kind].single_frame for kind in scene.kinds):
+            assert all(
+                state.opacity == 1 for time_s in range(scene.span_s + 1) for state in scene.states(float(time_s))
+            )
+
+
 def test_training_clips_are_asked_everything_they_can_answer(train):
     assert {scene.kinds for scene in train if scene.design == "slide"} <= {
         ("direction", "colour", "shape"),

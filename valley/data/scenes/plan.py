@@ -156,12 +156,15 @@ class _Plot:
     timeless: tuple[str, ...]
     """Kinds it carries for which one picture is enough."""
     twins: bool = True
+    hides: bool = False
+    """Whether the object is out of sight for a while: then no one picture is sure to answer the timeless kinds, and
+    held-out clips are not asked them."""
 
 
 _PLOTS: dict[Design, _Plot] = {
     "slide": _Plot(0.34, _slide, timed=("direction",), timeless=("colour", "shape")),
     "scale": _Plot(0.18, _scale, timed=("size",), timeless=("colour", "shape")),
-    "presence": _Plot(0.10, _presence, timed=(), timeless=("colour", "shape")),
+    "presence": _Plot(0.10, _presence, timed=(), timeless=("colour", "shape"), hides=True),
     "order": _Plot(0.22, _order, timed=("order",), timeless=()),
     "count": _Plot(0.16, _count, timed=(), timeless=("count",), twins=False),
 }
@@ -178,7 +181,7 @@ def plan_scenes(split: Split, num_clips: int, *, seed: int, kinds: Sequence[str]
 
     Returns:
         `num_clips` scenes. Training clips are asked every kind they carry. Held-out twins, which show the same
-        pictures, share the kinds that need no time, so that no picture is asked the same twice.
+        pictures, share the kinds that need no time, so that no picture is asked the same thing twice.
     """
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
     deal = _Dealer(rng)
@@ -194,7 +197,9 @@ def plan_scenes(split: Split, num_clips: int, *, seed: int, kinds: Sequence[str]
                 made.append(replace(scene, kinds=tuple(timed + timeless)))
                 continue
             rng.shuffle(timeless)
-            halves = (timeless, timeless) if split == "train" else (timeless[::2], timeless[1::2])
+            halves = (timeless, timeless)
+            if split == "heldout":
+                halves = ([], []) if plot.hides else (timeless[::2], timeless[1::2])
             made += [
                 replace(scene, backwards=backwards, kinds=tuple(timed + half))
                 for backwards, half in zip((False, True), halves, strict=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +13,7 @@ from valley.data.scenes.encode import film
 from valley.data.scenes.plan import Split, plan_scenes
 from valley.data.scenes.questions import KINDS, caption_records, dialogue_records, question_records
 from valley.data.scenes.scene import Scene
+from valley.data.scenes.workers import film_all
 from valley.data.writing import write_records, write_text
 from valley.errors import SettingsError
 
@@ -59,7 +58,7 @@ def make_scenes(
 
     The same arguments give the same records, byte for byte, and the same frames, whatever the number of workers. Clips
     are written whole or not at all, so an interrupted call is continued by repeating it. A folder whose set was made
-    with other arguments is made anew. With several workers the calling script needs the usual `__main__` guard.
+    with other arguments is made anew.
 
     Args:
         folder: made if need be; holds the records, the clips under `train/` and `heldout/`, and `scenes.json`.
@@ -88,7 +87,7 @@ def make_scenes(
     heldout = plan_scenes("heldout", num_heldout, seed=seed, kinds=kinds)
     clips = [(scene, folder / _clip_of(scene)) for scene in (*train, *heldout)]
     missing = [(scene, path) for scene, path in clips if not path.exists()]
-    _film_all(missing, workers)
+    _film(missing, workers)
     return ScenesInfo(
         folder=folder,
         train=write_records(folder / "train.json", _gather(train, caption_records)),
@@ -134,30 +133,16 @@ def _clip_of(scene: Scene) -> str:
     return f"{scene.id.split('-')[0]}/{scene.id}.mp4"
 
 
-def _film_all(clips: Sequence[tuple[Scene, Path]], workers: int) -> None:
+def _film(clips: Sequence[tuple[Scene, Path]], workers: int) -> None:
     if workers == 1 or len(clips) < 2:
-        for done, (scene, path) in enumerate(clips, 1):
+        for scene, path in clips:
             film(scene, path)
-            _log_progress(done, len(clips))
         return
-    # spawn: a fork of a process that runs threads (torch, Ray) may hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(clips)), mp_context=context) as pool:
-        # long clips first, so that no worker is left with one at the end
-        by_length = sorted(clips, key=lambda clip: -clip[0].num_frames)
-        jobs = [pool.submit(film, scene, path) for scene, path in by_length]
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
-                _log_progress(done, len(clips))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _log_progress(done: int, total: int) -> None:
-    if done == total or done % 500 == 0:
-        _log.info("%d of %d clips made", done, total)
+    # long clips first, so that no worker is left with one at the end
+    by_length = sorted(clips, key=lambda clip: -clip[0].num_frames)
+    for done, _ in enumerate(film_all(by_length, min(workers, len(clips))), 1):
+        if done % 500 == 0:
+            _log.info("%d of %d clips made", done, len(clips))
 
 
 def _gather(scenes: Sequence[Scene], records: Callable[[Scene, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
