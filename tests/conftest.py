@@ -16,7 +16,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes and dtypes in signatures are checked on every call that a test makes.
-install_import_hook(["valley.media", "valley.data", "valley.model", "valley.training"], "beartype.beartype")
+install_import_hook(["valley.media", "valley.data", "valley.model", "valley.training"], "shape_checks.check")
 
 
 @pytest.fixture(scope="session")

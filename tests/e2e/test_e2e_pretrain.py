@@ -1,0 +1,149 @@
+"""Whole runs of the pre-training job, from data files to a checkpoint that Hugging Face's classes load."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from e2e_clips import write_clip, write_records
+
+from valley.config import load_settings
+from valley.distributed.train import run_on_ray
+from valley.errors import RejectLimitError
+from valley.training.run import plan_run, run_plain
+from valley.training.settings import RunSettings
+from valley.training.tracking import read_curve
+
+SUMMARY_KEYS = {
+    "loss_first",
+    "loss_last",
+    "steps",
+    "samples",
+    "samples_per_s",
+    "frames_per_s",
+    "rejected",
+    "checkpoint",
+    "mlflow_run_id",
+}
+
+
+def settings_of(folder: Path, name: str, *words: str) -> RunSettings:
+    """The tiny model on the data file in `folder`."""
+    source = f"data.sources=[{{path: {folder / 'data.json'}, root: {folder / 'videos'}, name: mine}}]"
+    own = [f"output={folder / name}", "engine.overlap_comm=false", "train.global_batch=4", "train.micro_batch=2"]
+    return load_settings(RunSettings, "tiny", [source, *own, *words])
+
+
+def summary_of(settings: RunSettings) -> dict:
+    return json.loads((Path(settings.output) / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    (folder / "videos").mkdir()
+    names = [write_clip(folder / "videos" / f"{index}.mp4", seed=index).name for index in range(10)]
+    write_records(folder / "data.json", names)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_run(clips: Path) -> RunSettings:
+    settings = settings_of(clips, "plain", "cluster.num_workers=0", "engine.name=torch", "train.epochs=3")
+    run_plain(settings)
+    return settings
+
+
+def test_a_plain_run_learns_and_leaves_everything_behind(plain_run: RunSettings) -> None:
+    summary, folder = summary_of(plain_run), Path(plain_run.output)
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["loss_last"] < summary["loss_first"]
+    assert summary["rejected"] == 0
+    assert len(read_curve(folder / "metrics.jsonl", "train/loss")) == summary["steps"]
+    assert "[[" in (folder / "sample.txt").read_text()
+    for name in ("settings.yaml", "rejects.parquet", "loss.png", "answers.json"):
+        assert (folder / name).stat().st_size > 0
+
+
+def test_the_checkpoint_answers_in_a_fresh_process(plain_run: RunSettings) -> None:
+    code = """
+import sys, numpy as np, valley
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder = sys.argv[1]
+model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+frames = np.zeros((3, 96, 128, 3), np.uint8)
+inputs = processor(text=[prompt], videos=[frames], return_tensors="pt")
+generated = model.generate(**inputs, max_new_tokens=5, min_new_tokens=5)
+print("new tokens:", generated.shape[1] - inputs["input_ids"].shape[1])
+"""
+    checkpoint = summary_of(plain_run)["checkpoint"]
+    done = subprocess.run([sys.executable, "-c", code, checkpoint], capture_output=True, text=True, check=True)
+    assert "new tokens: 5" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_on_ray_with_deepspeed_give_the_plain_runs_losses(clips: Path, plain_run: RunSettings) -> None:
+    settings = settings_of(clips, "ray", "cluster.num_workers=2", "train.epochs=3")
+    run_on_ray(settings)
+    plain = read_curve(Path(plain_run.output) / "metrics.jsonl", "train/loss")
+    ray = read_curve(Path(settings.output) / "metrics.jsonl", "train/loss")
+    assert list(ray) == list(plain)
+    assert list(ray.values()) == pytest.approx(list(plain.values()), abs=1e-3)
+    assert summary_of(settings)["samples"] == summary_of(plain_run)["samples"]
+
+
+@pytest.fixture(scope="module")
+def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good clip and five that cannot be used; the playlist points at a file outside the folder."""
+    folder = tmp_path_factory.mktemp("bad")
+    videos = folder / "videos"
+    videos.mkdir()
+    good = write_clip(videos / "good.mp4").read_bytes()
+    secret = write_clip(folder / "secret.mp4")
+    (videos / "cut.mp4").write_bytes(good[: len(good) // 2])
+    (videos / "text.mp4").write_text("this is not a video\n" * 50)
+    (videos / "playlist.mp4").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6,\nfile://{secret}\n#EXT-X-ENDLIST\n"
+    )
+    (videos / "empty.mp4").touch()
+    names = ["good", "cut", "text", "playlist", "empty", "missing"]
+    write_records(folder / "data.json", [f"{name}.mp4" for name in names])
+    return folder
+
+
+def test_bad_files_are_named_with_their_reasons_and_the_run_goes_on(bad_folder: Path) -> None:
+    words = ["cluster.num_workers=0", "engine.name=torch", "train.epochs=2", "data.validation.fraction=0"]
+    settings = settings_of(bad_folder, "run", *words, "tracking.enabled=false")
+    secret = bad_folder / "secret.mp4"
+    before = secret.stat().st_atime_ns
+    run_plain(settings)
+    rejects = pq.read_table(Path(settings.output) / "rejects.parquet").to_pylist()
+    errors = {Path(row["path"]).stem: row["error"] for row in rejects}
+    assert errors == {
+        "cut": "DamagedMediaError",
+        "text": "UnsupportedMediaError",
+        "playlist": "UnsupportedMediaError",
+        "empty": "EmptyMediaError",
+        "missing": "MissingMediaError",
+    }
+    assert secret.stat().st_atime_ns == before
+    assert summary_of(settings)["samples"] > 0
+
+
+def test_too_many_bad_files_stop_the_run_with_a_count_by_reason(bad_folder: Path) -> None:
+    words = ["cluster.num_workers=0", "engine.name=torch", "data.rejects_grace=3", "data.validation.fraction=0"]
+    with pytest.raises(RejectLimitError, match=r"data.max_rejected allows \(5.0%\)"):
+        run_plain(settings_of(bad_folder, "limit", *words, "tracking.enabled=false"))
+
+
+def test_the_plan_tells_what_the_run_will_do(bad_folder: Path) -> None:
+    text = str(plan_run(settings_of(bad_folder, "planned", "data.validation.fraction=0", "train.epochs=2")))
+    assert "MissingMediaError" in text
+    assert "UnsupportedMediaError" in text
+    assert "projector" in text
+    assert "4 steps; 6 samples an epoch" in text
