@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Stage 1 (paper 4.3): trains the temporal module and the projector on image-text and video-text pairs.
 
-    python jobs/pretrain.py --config tiny
-    python jobs/pretrain.py --config smol 'data.sources=[{path: my.json, root: videos/}]' --dry-run
-    ray job submit --working-dir . -- python jobs/pretrain.py --config valley-7b
+python jobs/pretrain.py --config tiny
+python jobs/pretrain.py --config smol 'data.sources=[{path: my.json, root: videos/}]' --dry-run
+ray job submit --working-dir . -- python jobs/pretrain.py --config valley-7b
 """
 
 import sys
@@ -17,7 +17,7 @@ def main() -> None:
     command = parse_command(RunSettings, __doc__ or "")
     settings = command.settings
     if command.dry_run:
-        from valley.training.run import plan_run
+        from valley.training.plan import plan_run
 
         print(plan_run(settings))
     elif settings.cluster.num_workers == 0:

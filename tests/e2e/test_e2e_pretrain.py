@@ -12,7 +12,8 @@ from e2e_clips import write_clip, write_records
 from valley.config import load_settings
 from valley.distributed.train import run_on_ray
 from valley.errors import RejectLimitError
-from valley.training.run import plan_run, run_plain
+from valley.training.plan import plan_run
+from valley.training.run import run_plain
 from valley.training.settings import RunSettings
 from valley.training.tracking import read_curve
 
@@ -63,7 +64,7 @@ def test_a_plain_run_learns_and_leaves_everything_behind(plain_run: RunSettings)
     assert summary["rejected"] == 0
     assert len(read_curve(folder / "metrics.jsonl", "train/loss")) == summary["steps"]
     assert "[[" in (folder / "sample.txt").read_text()
-    for name in ("settings.yaml", "rejects.parquet", "loss.png", "answers.json"):
+    for name in ("settings.yaml", "rejects.parquet", "loss_curve.png", "answers.json"):
         assert (folder / name).stat().st_size > 0
 
 

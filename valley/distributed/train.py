@@ -18,8 +18,8 @@ from valley.distributed.cluster import Split, connect, num_nodes, share_out
 from valley.distributed.data import RayStream
 from valley.errors import ValleyError
 from valley.training.feed import load_ahead
-from valley.training.job import Job, open_job, prepare_job
-from valley.training.run import job_status, train_rank
+from valley.training.job import Job, job_status, open_job, prepare_job
+from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.summary import format_summary, read_summary
 

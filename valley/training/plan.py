@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
 from valley.data.manifest import Manifest
@@ -21,10 +22,13 @@ from valley.data.storage import Root
 from valley.errors import MediaError, RecordError
 from valley.media.probe import probe
 from valley.media.sampling import Sampling, expected_frames
+from valley.model.build import build_model
 from valley.model.configuration import ValleyConfig
+from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor
+from valley.training.job import prepare_job
 from valley.training.settings import RunSettings
-from valley.training.stage import ModuleRow, format_table
+from valley.training.stage import ModuleRow, format_table, prepare, what_trains
 
 LOOKED_AT = 2000
 """Records of a source that are looked at, at most."""
@@ -131,6 +135,43 @@ class Plan:
             f"{self.steps:,} steps; {self.samples_per_epoch:,} samples an epoch\n"
             f"memory of each of {self.num_workers} worker(s), estimated: {memory.total / GIB:.2f} GiB ({shown})"
         )
+
+
+def plan_run(settings: RunSettings) -> Plan:
+    """Returns what a run is going to do; its model is laid out without memory or weights.
+
+    Raises:
+        ValleyError: settings, data or model cannot be used.
+    """
+    job = prepare_job(settings)
+    manifest, data = job.loader.manifest, settings.data
+    sources = [
+        plan_source(manifest, index, job.processor, data, seed=settings.seed) for index in range(len(manifest.sources))
+    ]
+    model = _lay_out(settings)
+    modules = what_trains(model, prepare(model, settings.train))
+    longest = max((int(source.tokens.max()) for source in sources if len(source.tokens)), default=data.max_tokens)
+    num_workers = settings.cluster.num_workers if isinstance(settings.cluster.num_workers, int) else 1
+    num_workers = max(num_workers, 1)
+    return Plan(
+        sources=sources,
+        max_tokens=data.max_tokens,
+        steps=job.total_steps,
+        samples_per_epoch=job.loader.order.samples_per_epoch,
+        modules=modules,
+        memory=plan_memory(modules, model.config, settings, longest=longest, num_workers=num_workers),
+        num_workers=num_workers,
+    )
+
+
+def _lay_out(settings: RunSettings) -> ValleyForConditionalGeneration:
+    """The model on the meta device: shapes and dtypes, nothing else."""
+    with torch.device("meta"):
+        if settings.model.path is not None:
+            return ValleyForConditionalGeneration(ValleyConfig.from_pretrained(settings.model.path))
+        vision = settings.model.vision.model_copy(update={"pretrained": None})
+        llm = settings.model.llm.model_copy(update={"random_weights": True})
+        return build_model(settings.model.model_copy(update={"vision": vision, "llm": llm}), seed=settings.seed)
 
 
 def plan_source(
