@@ -1,74 +1,58 @@
-"""What a run is made of before any weights are loaded: prepared once, by the driver, and handed to every rank."""
+"""What a job settles before its ranks start: the data in order, a sample looked at, the run folder, the MLflow run."""
 
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from jaxtyping import Int64
 
+from valley.checkpoints import store
+from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
 from valley.data.manifest import Manifest, build_manifest
-from valley.data.order import EMPTY, EpochOrder
-from valley.data.rejects import KnownRejects
-from valley.data.settings import DataSettings
+from valley.data.order import EpochOrder
+from valley.data.rejects import KnownRejects, Reject, RejectBudget
 from valley.data.split import split_rows
-from valley.errors import RecordError, SettingsError
-from valley.model.build import build_model
-from valley.model.processing import ValleyProcessor, build_processor
+from valley.errors import RejectLimitError, SettingsError
+from valley.model.processing import Encoded, ValleyProcessor, build_processor
 from valley.training.ledger import REJECTS_FILE
-from valley.training.mlflow_tracker import MlflowRun, start_run
-from valley.training.plan import Plan, plan_memory, plan_source
+from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
 from valley.training.settings import RunSettings
-from valley.training.stage import count_steps, prepare, what_trains
+from valley.training.stage import count_steps
+from valley.training.summary import SUMMARY_FILE
 
 logger = logging.getLogger(__name__)
 
-MASK_FILE = "label_mask.txt"
+ANSWERS_FILE = "answers.json"
+SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
-_MASKS_TRIED = 64
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of the data: what is trained on, or what is held out.
-
-    Attributes:
-        manifest: the records.
-        order: which of them is in which slot.
-        known: files that an earlier run rejected.
-    """
-
-    manifest: Manifest
-    order: EpochOrder
-    known: KnownRejects
-
-    def loader(self, data: DataSettings, processor: ValleyProcessor) -> Loader:
-        """Returns what loads its slots."""
-        return Loader(self.manifest, self.order, processor, data, size_px=processor.size_px, known=self.known)
+_SLOTS_LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run, prepared; small enough to travel to every rank.
+    """A run that is settled; small enough to travel to every rank.
 
     Attributes:
-        settings: the run's settings.
-        processor: what the model is spoken to through.
-        training: what is trained on.
-        validation: what is held out, if anything.
-        mlflow: where the run is tracked.
+        settings: as given.
+        processor: tokenises in training, and is saved with the model.
+        loader: loads the training slots.
+        held_out: loads the validation slots; None: there is no validation.
+        total_steps: optimizer steps of the stage.
+        mlflow: the MLflow run; None: not open, or tracking is off.
     """
 
     settings: RunSettings
     processor: ValleyProcessor
-    training: Side
-    validation: Side | None
+    loader: Loader
+    held_out: Loader | None
+    total_steps: int
     mlflow: MlflowRun | None = None
 
     @property
@@ -77,110 +61,148 @@ class Job:
         return Path(self.settings.output)
 
     @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return count_steps(self.training.order.batches_per_epoch, self.settings.train)
+    def checkpoints(self) -> Path:
+        """Where the checkpoints of the run lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def rejects(self) -> list[Reject]:
+        """Records that could not be used even before their media were looked at."""
+        manifests = {loader.manifest.path: loader.manifest for loader in (self.loader, self.held_out) if loader}
+        return [reject for manifest in manifests.values() for reject in manifest.rejects()]
 
 
 def prepare_job(settings: RunSettings) -> Job:
-    """Reads the data files and settles which sample comes when; nothing is decoded and no weights are loaded.
+    """Reads the data files and puts their samples in order; loads no weights and writes manifests only.
 
     Raises:
-        SettingsError: data or settings cannot be used.
-        ModelError: the model's parts do not fit, or are unknown.
+        SettingsError: settings that cannot be carried out.
+        ModelError: no such tower, tokenizer or template.
+        RejectLimitError: too large a share of the records cannot be parsed.
+        StorageError: storage failed on every try.
     """
-    folder = Path(settings.output)
-    processor = build_processor(settings.model, settings.data.sampling)
-    data, train = settings.data, settings.train
-    manifests = folder / "manifests"
-    manifest = build_manifest(data.sources, manifests, sampling=data.sampling, limits=data.limits)
-    known = KnownRejects.load(folder / REJECTS_FILE, policy=reading_policy(data))
-
-    def side(manifest: Manifest, weights: list[float], batch: int, rows: Int64[np.ndarray, " rows"] | None) -> Side:
-        lengths = manifest.lengths(processor.num_patches)
-        order = EpochOrder(manifest.row_sources, lengths, weights, global_batch=batch, seed=settings.seed, rows=rows)
-        return Side(manifest, order, known)
-
-    kept, held_out = None, None
-    validation: Side | None = None
+    if "://" in settings.output:
+        raise SettingsError([f"output: {settings.output}: must be a folder that all workers see, not a URI"])
+    data, stage = settings.data, settings.train
+    processor = build_processor(settings.model, data.sampling)
+    folder = Path(settings.output) / "manifests"
+    manifest = build_manifest(data.sources, folder, sampling=data.sampling, limits=data.limits)
+    RejectBudget(data.max_rejected, data.rejects_grace).add(len(manifest), manifest.rejects())
+    rows, held_out_rows = _split(manifest, settings)
+    order = EpochOrder(
+        manifest.row_sources,
+        manifest.lengths(processor.num_patches),
+        [source.weight for source in data.sources],
+        global_batch=stage.global_batch,
+        seed=settings.seed,
+        rows=rows,
+    )
+    held_out = None
     if data.validation.sources:
         other = build_manifest(
             data.validation.sources,
-            manifests,
+            folder,
             sampling=data.sampling,
             limits=data.limits,
             setting="data.validation.sources",
         )
-        validation = side(other, [1.0] * len(other.sources), train.micro_batch, None)
-    elif data.validation.fraction:
-        fraction, seed = data.validation.fraction, settings.seed
-        kept, held_out = split_rows(manifest.row_sources, *manifest.media_keys(), fraction=fraction, seed=seed)
-        if len(held_out):
-            validation = side(manifest, [1.0] * len(manifest.sources), train.micro_batch, held_out)
-        else:
-            logger.warning("data.validation.fraction: %g of so few samples is none: no validation", fraction)
-    weights = [source.weight for source in data.sources]
-    if not any(weights):
-        raise SettingsError(["data.sources: every weight is 0: there is nothing to learn from"])
-    return Job(settings, processor, side(manifest, weights, train.global_batch, kept), validation)
+        held_out = _held_out(other, None, processor, settings)
+    elif len(held_out_rows):
+        held_out = _held_out(manifest, held_out_rows, processor, settings)
+    loader = _loader(manifest, order, processor, settings)
+    return Job(settings, processor, loader, held_out, count_steps(order.batches_per_epoch, stage))
 
 
 def open_job(job: Job, *, num_nodes: int = 1) -> Job:
-    """Opens the run: its folder with settings and one sample's label mask, and its MLflow run.
+    """Opens the run: MLflow, the run folder, and one sample shown with its supervised tokens marked.
+
+    Checkpoints of an earlier run in the same folder are moved aside.
+
+    Args:
+        job: a job that is not open.
+        num_nodes: nodes it will run on.
+
+    Returns:
+        The job with its MLflow run.
 
     Raises:
-        SettingsError: not one of the samples looked at has a supervised token.
         TrackingError: MLflow cannot be used as configured.
+        RejectLimitError: none of the first samples can be used: nothing would be learned.
+        StorageError: storage failed on every try.
     """
-    mask = show_mask(job)
-    run = start_run(job.settings, num_nodes=num_nodes)
+    shown = show_sample(job)
+    logger.info("one sample; what is supervised stands in double brackets, or in colour:\n%s", shown)
+    job = replace(job, mlflow=start_run(job.settings, num_nodes=num_nodes))
     job.folder.mkdir(parents=True, exist_ok=True)
-    settings = job.settings.model_dump(mode="json")
-    (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    (job.folder / MASK_FILE).write_text(show_mask(job, colour=False) + "\n")
-    logger.info("one sample, with what is supervised marked:\n%s", mask)
-    return Job(job.settings, job.processor, job.training, job.validation, run)
+    (job.folder / SAMPLE_FILE).write_text(shown + "\n")
+    (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
+    for stale in (ANSWERS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
+        (job.folder / stale).unlink(missing_ok=True)
+    if aside := store.set_aside(job.checkpoints):
+        logger.warning("checkpoints of an earlier run were moved to %s", aside)
+    return job
 
 
-def show_mask(job: Job, *, colour: bool | None = None) -> str:
-    """Returns the first sample that can be encoded, its supervised tokens marked; its frames are guessed, not decoded.
+@contextmanager
+def job_status(job: Job) -> Iterator[None]:
+    """Ends the job's MLflow run as what happens within: finished, failed or killed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_run(job.mlflow, "KILLED")
+        raise
+    except BaseException:
+        end_run(job.mlflow, "FAILED")
+        raise
+    end_run(job.mlflow, "FINISHED")
+
+
+def show_sample(job: Job) -> str:
+    """Returns the first sample that can be used as text, its supervised tokens marked.
 
     Raises:
-        SettingsError: none of the first samples has a supervised token.
+        RejectLimitError: none of the first slots has one, with the reasons.
     """
-    manifest, rows = job.training.manifest, job.training.order.rows(0)
-    reasons = []
-    for row in rows[rows != EMPTY][:_MASKS_TRIED].tolist():
-        record = manifest.record(row)
-        num_media = len(record.media)
-        frames = [max(1, math.ceil(int(manifest.num_frames[row]) / num_media))] * num_media
-        try:
-            encoded = job.processor.encode(record.messages, frames, max_tokens=job.settings.data.max_tokens)
-        except RecordError as error:
-            reasons.append(str(error))
-            continue
-        return job.processor.mask_sample(encoded, colour=colour)
-    raise SettingsError([f"data.sources: nothing is supervised in the first {len(reasons)} samples; {reasons[0]}"])
+    rejects: list[Reject] = []
+    for slot in job.loader.order.batch(0)[:_SLOTS_LOOKED_AT].tolist():
+        sample = job.loader.load(slot)
+        rejects += sample.rejects
+        if sample.weight:
+            return f"{sample.sample_id}: {_mark(job.processor, sample)}"
+    reasons = "\n".join(f"  {reject.sample_id}: {reject.path}: {reject.reason}" for reject in rejects[:10])
+    raise RejectLimitError(f"nothing is supervised: none of the first samples can be used:\n{reasons}")
 
 
-def plan_job(job: Job, *, num_workers: int) -> Plan:
-    """Returns what the run is going to do, from metadata alone; the model is laid out without memory."""
-    settings = job.settings
-    manifest, data = job.training.manifest, settings.data
-    sources = [
-        plan_source(manifest, index, job.processor, data, seed=settings.seed) for index in range(len(manifest.sources))
-    ]
-    with torch.device("meta"):
-        model = build_model(settings.model, seed=settings.seed)
-    modules = what_trains(model, prepare(model, settings.train))
-    longest = max((int(source.tokens.max()) for source in sources if len(source.tokens)), default=data.max_tokens)
-    memory = plan_memory(modules, model.config, settings, longest=longest, num_workers=num_workers)
-    return Plan(
-        sources=sources,
-        max_tokens=data.max_tokens,
-        steps=job.total_steps,
-        samples_per_epoch=job.training.order.samples_per_epoch,
-        modules=modules,
-        memory=memory,
-        num_workers=num_workers,
+def _mark(processor: ValleyProcessor, sample: Sample) -> str:
+    return processor.mask_sample(Encoded(sample.input_ids, sample.labels, sample.cut_tokens))
+
+
+def _split(
+    manifest: Manifest, settings: RunSettings
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
+    """The rows to train on and those held out, which are none when validation has data files of its own."""
+    validation = settings.data.validation
+    if validation.sources or not validation.fraction:
+        return np.arange(len(manifest)), np.zeros(0, dtype=np.int64)
+    return split_rows(manifest.row_sources, *manifest.media_keys(), fraction=validation.fraction, seed=settings.seed)
+
+
+def _held_out(
+    manifest: Manifest, rows: Int64[np.ndarray, " rows"] | None, processor: ValleyProcessor, settings: RunSettings
+) -> Loader:
+    """The loader of held-out samples, each once in a seeded order."""
+    order = EpochOrder(
+        manifest.row_sources,
+        manifest.lengths(processor.num_patches),
+        [1.0] * len(manifest.sources),
+        global_batch=settings.train.micro_batch,
+        seed=settings.seed,
+        rows=rows,
     )
+    return _loader(manifest, order, processor, settings)
+
+
+def _loader(manifest: Manifest, order: EpochOrder, processor: ValleyProcessor, settings: RunSettings) -> Loader:
+    policy = reading_policy(settings.data)
+    known = KnownRejects.load(Path(settings.output) / REJECTS_FILE, policy=policy)
+    return Loader(manifest, order, processor, settings.data, size_px=processor.size_px, known=known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from valley.data.loading import reading_policy
@@ -30,6 +30,7 @@ class Ledger:
         self._engine, self.path, self._policy = engine, folder / REJECTS_FILE, reading_policy(settings)
         self._budget = RejectBudget(settings.max_rejected, settings.rejects_grace)
         self._rejects = list(before)
+        self._validated = False
 
     def __len__(self) -> int:
         return len(self._rejects)
@@ -48,9 +49,14 @@ class Ledger:
             self.write()
             raise
 
-    def add(self, rejects: Iterable[Reject]) -> None:
-        """Takes in rejects that are not judged, such as those of validation; every rank calls it with its own."""
-        self._rejects += self._engine.all_gather(tuple(rejects))
+    def add_once(self, rejects: Sequence[Reject]) -> None:
+        """Takes in rejects of validation, the first time only: it looks at the same samples again and again.
+
+        They are not judged. Every rank calls it with its own.
+        """
+        if not self._validated:
+            self._rejects += self._engine.all_gather(rejects)
+        self._validated = True
 
     def write(self) -> None:
         """Writes the table, on rank 0."""

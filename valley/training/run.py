@@ -1,255 +1,191 @@
-"""A run from its settings to its summary: what one rank does, and the whole of it in one plain process."""
+"""A training run: what each rank does from the settled job to the final model, and the same in one plain process."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from valley.checkpoints import store
-from valley.checkpoints.frozen import name_frozen
-from valley.data.loading import Loader
-from valley.errors import SettingsError
 from valley.model.build import build_model
-from valley.model.modeling import PARTS
 from valley.training.curve import draw_loss_curve
 from valley.training.engines import ENGINES, Engine
 from valley.training.feed import Share, Stream, load_ahead
 from valley.training.flops import FlopCounter, peak_flops
-from valley.training.job import MASK_FILE, SETTINGS_FILE, Job, open_job, plan_job, prepare_job
+from valley.training.job import ANSWERS_FILE, SAMPLE_FILE, SETTINGS_FILE, Job, job_status, open_job, prepare_job
+from valley.training.keeper import Keeper, name_frozen_parts
 from valley.training.ledger import Ledger
 from valley.training.loop import Cadence, FitResult, fit
 from valley.training.meter import StepMeter
-from valley.training.mlflow_tracker import MlflowTracker, end_run
-from valley.training.plan import Plan
+from valley.training.mlflow_tracker import MlflowTracker
 from valley.training.progress import Progress, make_progress
 from valley.training.settings import RunSettings
 from valley.training.stage import format_table, learning_rate_factor, prepare, what_trains
-from valley.training.summary import format_summary, summarise, write_summary
+from valley.training.summary import format_summary, read_summary, summarise, write_summary
 from valley.training.tracking import METRICS_FILE, FileTracker, Tracker, Trackers, flatten
 from valley.training.validation import Validator, answer_prompts, append_answers, load_prompts
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_FOLDER = "checkpoints"
-MODEL_FOLDER = "model"
-ANSWERS_FILE = "answers.json"
-CURVE_FILE = "loss.png"
-
-
-def plan_run(settings: RunSettings) -> Plan:
-    """Returns what a run is going to do, from metadata alone."""
-    num_workers = settings.cluster.num_workers
-    return plan_job(prepare_job(settings), num_workers=num_workers if isinstance(num_workers, int) else 1)
+TABLE_FILE = "what_trains.txt"
+CURVE_FILE = "loss_curve.png"
 
 
 def run_plain(settings: RunSettings) -> str:
-    """Trains in this process, without Ray; returns the summary as text.
+    """Trains in this process alone, without Ray; returns the summary as text.
 
     Raises:
         ValleyError: settings, data, model or storage cannot be used.
     """
     job = open_job(prepare_job(settings))
     with job_status(job):
-        threads = max(1, (os.cpu_count() or 1) - 1)
-        stream = partial(load_ahead, num_threads=threads)
-        device = torch.device("cuda" if settings.cluster.gpu is not False and torch.cuda.is_available() else "cpu")
-        summary = train_rank(job, stream=stream, validation_stream=stream, device=device)
-    return format_summary(summary or {})
+        gpu = settings.cluster.gpu is not False and torch.cuda.is_available()
+        stream = partial(load_ahead, num_threads=max(1, (os.cpu_count() or 1) - 1))
+        train_rank(job, stream=stream, validation_stream=stream, device=torch.device("cuda" if gpu else "cpu"))
+    return format_summary(read_summary(job.folder))
+
+
+def train_rank(
+    job: Job,
+    *,
+    device: torch.device,
+    stream: Stream = load_ahead,
+    validation_stream: Stream = load_ahead,
+    report: Callable[[Path], None] = lambda checkpoint: None,
+) -> FitResult:
+    """Trains as one rank of torch's process group, or alone when there is none; all ranks call it.
+
+    Args:
+        job: what to do, open.
+        device: where to compute.
+        stream: loads the training slots.
+        validation_stream: loads the held-out ones.
+        report: is told of every checkpoint once it is complete, on all ranks.
+
+    Returns:
+        The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
+    """
+    settings, stage = job.settings, job.settings.train
+    model = build_model(settings.model, seed=settings.seed)
+    groups = prepare(model, stage)
+    table = format_table(what_trains(model, groups))
+    frozen = name_frozen_parts(model, groups, settings)
+    peak = peak_flops(device, stage.precision)
+    flops = FlopCounter(model, groups) if peak else None
+    engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
+    ledger = Ledger(engine, job.folder, settings.data, job.rejects)
+    keeper = Keeper(job, engine, frozen)
+    with _outlets(job, engine) as (tracker, progress):
+        progress.say(table)
+        _log_beginnings(job, engine, table, tracker)
+        share = Share(job.loader.order, engine.rank, engine.world_size, stage.micro_batch, 0, job.total_steps)
+        samples = stream(job.loader, share.slots(), share.width)
+
+        def keep(done: int, validation_loss: float | None) -> None:
+            ledger.write()
+            report(keeper.keep(done, validation_loss))
+
+        result = fit(
+            engine,
+            share.assemble(samples, job.processor.tokenizer.pad_token_id),
+            total_steps=job.total_steps,
+            factor=partial(learning_rate_factor, total_steps=job.total_steps, warmup_ratio=stage.warmup_ratio),
+            meter=StepMeter(engine, flops, peak),
+            cadence=Cadence(
+                log_steps=settings.tracking.every_steps,
+                evaluate_steps=settings.data.validation.every_steps,
+                report_steps=settings.checkpoint.every_steps,
+            ),
+            tracker=tracker,
+            progress=progress,
+            inspect=ledger.inspect,
+            report=keep,
+            evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
+        )
+        _finish(job, engine, keeper, ledger, tracker, result)
+    return result
 
 
 @contextmanager
-def job_status(job: Job) -> Iterator[None]:
-    """Ends the job's MLflow run, with the status that the body earned."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        end_run(job.mlflow, "KILLED")
-        raise
-    except BaseException:
-        end_run(job.mlflow, "FAILED")
-        raise
-    end_run(job.mlflow, "FINISHED")
-
-
-def train_rank(job: Job, *, stream: Stream, validation_stream: Stream, device: torch.device) -> dict[str, Any] | None:
-    """What one rank does: builds the model, trains it, writes checkpoints and, in the end, the model and the summary.
-
-    Args:
-        job: the run, prepared and opened.
-        stream: loads the training samples.
-        validation_stream: loads the held-out samples.
-        device: where this rank computes.
-
-    Returns:
-        The summary, on rank 0.
-    """
-    settings, stage, folder = job.settings, job.settings.train, job.folder
-    model = build_model(settings.model, seed=settings.seed)
-    groups = prepare(model, stage)
-    if not any(group.parameters for group in groups):
-        raise SettingsError(
-            [f"train.modules: {stage.modules} of model.temporal={settings.model.temporal} train nothing"]
-        )
-    flops = FlopCounter(model, groups) if peak_flops(device, stage.precision) else None
-    table = format_table(what_trains(model, groups))
-    frozen = _name_frozen(job, model)
-    engine: Engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
-    progress = make_progress(job.total_steps, 0, engine.rank)
-    progress.say(table)
+def _outlets(job: Job, engine: Engine) -> Iterator[tuple[Tracker, Progress]]:
+    """Where numbers and words go; only rank 0's go anywhere."""
+    trackers: list[Tracker] = []
     if engine.rank == 0:
-        store.set_aside(folder / CHECKPOINTS_FOLDER)
-        (folder / ANSWERS_FILE).unlink(missing_ok=True)
-    engine.all_reduce_sum([0.0])
-    tracker = _make_tracker(job, engine)
-    ledger = Ledger(engine, folder, settings.data, before=job.training.manifest.rejects())
-    keeper = _Keeper(job, engine, frozen)
-    pad_id = job.processor.tokenizer.pad_token_id
-    share = Share(job.training.order, engine.rank, engine.world_size, stage.micro_batch, 0, job.total_steps)
-    samples = stream(job.training.loader(settings.data, job.processor), share.slots(), share.width)
-    result = fit(
-        engine,
-        share.assemble(samples, pad_id),
-        total_steps=job.total_steps,
-        factor=lambda step: learning_rate_factor(step, job.total_steps, stage.warmup_ratio),
-        meter=StepMeter(engine, flops, peak_flops(device, stage.precision)),
-        cadence=Cadence(
-            log_steps=settings.tracking.every_steps,
-            evaluate_steps=settings.data.validation.every_steps,
-            report_steps=settings.checkpoint.every_steps,
-        ),
-        tracker=tracker,
-        progress=progress,
-        inspect=ledger.inspect,
-        report=keeper,
-        evaluate=_make_evaluate(job, engine, validation_stream, tracker, progress),
-    )
-    progress.close()
-    return _finish(job, engine, result, ledger, keeper, tracker)
+        trackers.append(FileTracker(job.folder / METRICS_FILE))
+        if job.mlflow:
+            trackers.append(MlflowTracker(job.mlflow, flush_s=job.settings.tracking.flush_s))
+    tracker, progress = Trackers(trackers), make_progress(job.total_steps, 0, engine.rank)
+    try:
+        yield tracker, progress
+    finally:
+        progress.close()
+        tracker.close()
 
 
-class _Keeper:
-    """Writes checkpoints and removes those that are no longer kept."""
-
-    def __init__(self, job: Job, engine: Engine, frozen: dict[str, Any]) -> None:
-        self._job, self._engine, self._frozen = job, engine, frozen
-        self.root = job.folder / CHECKPOINTS_FOLDER
-        self.last: Path | None = None
-
-    def __call__(self, step: int, validation_loss: float | None) -> None:
-        engine, settings = self._engine, self._job.settings
-        info = {
-            "step": step,
-            "slot": step * settings.train.global_batch,
-            "manifest": self._job.training.manifest.content_hash,
-            "validation_loss": validation_loss,
-            "mlflow_run_id": self._job.mlflow.run_id if self._job.mlflow else None,
-            "frozen": self._frozen,
-            "settings": settings.model_dump(mode="json"),
-        }
-        self.last = store.write(
-            self.root,
-            step,
-            engine.save,
-            info=info,
-            rank=engine.rank,
-            world_size=engine.world_size,
-            agree=lambda done: engine.all_reduce_sum([float(done)])[0] == engine.world_size,
-        )
-        if engine.rank == 0:
-            store.prune(self.root, settings.checkpoint.keep_last)
-
-
-def _name_frozen(job: Job, model: torch.nn.Module) -> dict[str, Any]:
-    """Names what is not written into checkpoints: each frozen part by its source and its content's hash."""
-    settings = job.settings.model
-    sources = {"vision": f"{settings.vision.name} {settings.vision.pretrained}", "llm": settings.llm.name}
-    frozen = {}
-    for part, module in PARTS.items():
-        tensors = list(model.get_submodule(module).named_parameters())
-        if tensors and not any(tensor.requires_grad for _, tensor in tensors):
-            source = settings.path or sources.get(part, f"seed {job.settings.seed}")
-            frozen[part] = asdict(name_frozen(source, tensors))
-    return frozen
-
-
-def _make_tracker(job: Job, engine: Engine) -> Tracker:
+def _log_beginnings(job: Job, engine: Engine, table: str, tracker: Tracker) -> None:
     if engine.rank != 0:
-        return Trackers([])
-    trackers: list[Tracker] = [FileTracker(job.folder / METRICS_FILE)]
-    if job.mlflow:
-        trackers.append(MlflowTracker(job.mlflow))
-    tracker = Trackers(trackers)
+        return
+    (job.folder / TABLE_FILE).write_text(table + "\n")
     tracker.log_params(flatten(job.settings))
-    tracker.log_artifact(job.folder / SETTINGS_FILE)
-    tracker.log_artifact(job.folder / MASK_FILE)
-    return tracker
+    for name in (SETTINGS_FILE, SAMPLE_FILE, TABLE_FILE):
+        tracker.log_artifact(job.folder / name)
 
 
-def _make_evaluate(job: Job, engine: Engine, stream: Stream, tracker: Tracker, progress: Progress) -> Any:
-    """Returns what `fit` calls to validate; None when nothing is held out."""
-    if job.validation is None:
+def _examiner(
+    job: Job, engine: Engine, ledger: Ledger, tracker: Tracker, progress: Progress, stream: Stream
+) -> Callable[[int], float] | None:
+    """Returns what measures the validation loss and shows answers; None when nothing is held out."""
+    if job.held_out is None:
         return None
-    held_out = job.settings.data.validation
-    loader: Loader = job.validation.loader(job.settings.data, job.processor)
+    validation = job.settings.data.validation
     validator = Validator(
         engine,
-        loader,
+        job.held_out,
         stream,
         pad_id=job.processor.tokenizer.pad_token_id,
         micro_batch=job.settings.train.micro_batch,
-        max_samples=held_out.max_samples,
+        max_samples=validation.max_samples,
     )
-    prompts = load_prompts(loader, held_out.prompts)
+    prompts = load_prompts(job.held_out, validation.prompts)
+    answers_file = job.folder / ANSWERS_FILE
 
-    def evaluate(step: int) -> float:
-        validation = validator()
-        tracker.log_metrics(step, validation.metrics())
-        progress.say(f"step {step}: validation loss {validation.loss:.4f} on {validation.num_samples} samples")
-        if answers := answer_prompts(engine, job.processor, prompts, step):
-            append_answers(job.folder / ANSWERS_FILE, answers)
-        return validation.loss
+    def examine(done: int) -> float:
+        found = validator()
+        ledger.add_once(found.rejects)
+        tracker.log_metrics(done, found.metrics())
+        progress.say(f"step {done}: {found}")
+        if answers := answer_prompts(engine, job.processor, prompts, done):
+            append_answers(answers_file, answers)
+            tracker.log_artifact(answers_file)
+        return found.loss
 
-    return evaluate
+    return examine
 
 
-def _finish(
-    job: Job, engine: Engine, result: FitResult, ledger: Ledger, keeper: _Keeper, tracker: Tracker
-) -> dict[str, Any] | None:
-    """Writes the model, the rejects, the curve and the summary; rank 0 does, the others help gather the weights."""
+def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: Tracker, result: FitResult) -> None:
+    """Writes the final model, the table of rejects, the loss curve and the summary."""
+    model = keeper.save_model()
     ledger.write()
-    dtype = torch.bfloat16 if job.settings.train.precision == "bf16" else torch.float32
-    weights = engine.whole_weights(dtype)
     if engine.rank != 0:
-        return None
+        return
     folder = job.folder
-
-    def write_model(target: Path) -> None:
-        engine.model.save_pretrained(target, state_dict=weights)
-        job.processor.save_pretrained(target)
-
-    model = store.publish(folder / MODEL_FOLDER, write_model)
-    draw_loss_curve(folder / METRICS_FILE, folder / CURVE_FILE, folder.name)
-    best = store.best_complete(keeper.root)
+    best = store.best_complete(job.checkpoints)
+    draw_loss_curve(folder / METRICS_FILE, folder / CURVE_FILE, f"{folder.name}: {job.total_steps} steps")
     summary = summarise(
         result,
         model=model,
-        checkpoint=keeper.last or keeper.root,
+        checkpoint=keeper.newest,
         best_checkpoint=best.path if best else None,
         num_rejected=len(ledger),
         mlflow=job.mlflow,
     )
-    for path in (ledger.path, folder / CURVE_FILE, folder / ANSWERS_FILE, write_summary(folder, summary)):
-        if path.exists():
-            tracker.log_artifact(path)
+    artifacts = [folder / CURVE_FILE, ledger.path, write_summary(folder, summary)]
     if job.settings.tracking.log_model:
-        tracker.log_artifact(model, MODEL_FOLDER)
-    tracker.close()
-    return summary
+        artifacts.append(model)
+    for path in artifacts:
+        tracker.log_artifact(path)

@@ -78,6 +78,8 @@ class TrackingSettings(Settings):
     """Name of the run; null: the run folder's name."""
     every_steps: PositiveInt = 1
     """Steps between two points of a curve."""
+    flush_s: PositiveFloat = 120.0
+    """Seconds to wait, at the end, for what has not reached the server yet."""
     log_model: bool = True
     """Keep the final model among the run's artifacts, besides the run folder."""
 

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from valley.data.collate import IGNORED, Sample, collate
 from valley.data.loading import Loader
 from valley.data.order import EMPTY
+from valley.data.rejects import Reject
 from valley.model.processing import ValleyProcessor
 from valley.training.engines.base import Engine
 from valley.training.feed import Stream
@@ -31,11 +32,17 @@ class Validation:
         loss: mean over all supervised tokens of the held-out samples.
         source_losses: the same for each source that has any.
         num_samples: samples looked at.
+        rejects: held-out samples that this rank could not use.
     """
 
     loss: float
     source_losses: dict[str, float]
     num_samples: int
+    rejects: tuple[Reject, ...] = ()
+
+    def __str__(self) -> str:
+        sources = ", ".join(f"{name} {loss:.4f}" for name, loss in self.source_losses.items())
+        return f"validation loss {self.loss:.4f} on {self.num_samples} samples ({sources})"
 
     def metrics(self) -> dict[str, float]:
         """Returns the losses by the names of their curves."""
@@ -94,8 +101,10 @@ class Validator:
         """Measures; every rank calls it, and goes through as many batches (a must under ZeRO-3)."""
         names = [source.name for source in self._loader.manifest.sources]
         sums = np.zeros((len(names), 3))  # token losses, supervised tokens, samples
+        rejects: list[Reject] = []
         with self._engine.inference():
             for samples in self._stream(self._loader, np.concatenate(self._batches), self._width):
+                rejects += [reject for sample in samples for reject in sample.rejects]
                 batch = collate(samples, self._pad_id).to(self._engine.device)
                 loss = self._engine.loss(batch, 1).item()
                 if (source := max(batch.sources)) >= 0:
@@ -103,7 +112,8 @@ class Validator:
         totals = np.array(self._engine.all_reduce_sum(sums.ravel().tolist())).reshape(sums.shape)
         losses = {name: row[0] / row[1] for name, row in zip(names, totals, strict=True) if row[1]}
         tokens = totals[:, 1].sum()
-        return Validation(float(totals[:, 0].sum() / max(tokens, 1)), losses, int(totals[:, 2].sum()))
+        loss = float(totals[:, 0].sum() / max(tokens, 1))
+        return Validation(loss, losses, int(totals[:, 2].sum()), tuple(rejects))
 
     def _share(self, slots: Int64[np.ndarray, " N"]) -> list[Int64[np.ndarray, " width"]]:
         """This rank's batches, each of one source; ranks that come out short get empty ones."""

@@ -1,0 +1,112 @@
+"""What a run keeps: checkpoints to go on from, and the final model whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from valley.checkpoints import store
+from valley.checkpoints.frozen import FrozenPart, name_frozen
+from valley.model.modeling import PARTS, ValleyForConditionalGeneration
+from valley.training.engines import Engine
+from valley.training.job import Job
+from valley.training.settings import RunSettings
+from valley.training.stage import ParameterGroup
+
+MODEL_FOLDER = "model"
+
+
+class Keeper:
+    """Writes checkpoints and the final model; every rank has one and calls it at the same steps.
+
+    Args:
+        job: the run.
+        engine: holds weights and optimizer state.
+        frozen: the parts that are named in a checkpoint instead of written.
+    """
+
+    def __init__(self, job: Job, engine: Engine, frozen: Mapping[str, FrozenPart]) -> None:
+        self._job, self._engine, self._frozen = job, engine, frozen
+        self.newest: Path | None = None
+
+    def keep(self, done: int, validation_loss: float | None) -> Path:
+        """Writes the checkpoint after `done` steps and prunes older ones; returns its folder.
+
+        Raises:
+            CheckpointError: on all ranks, when one of them could not write.
+        """
+        engine = self._engine
+        self.newest = store.write(
+            self._job.checkpoints,
+            done,
+            engine.save,
+            info=self._describe(done, validation_loss),
+            rank=engine.rank,
+            world_size=engine.world_size,
+            agree=lambda ok: engine.all_reduce_sum([float(not ok)]) == [0.0],
+        )
+        if engine.rank == 0:
+            store.prune(self._job.checkpoints, self._job.settings.checkpoint.keep_last)
+        return self.newest
+
+    def save_model(self) -> Path:
+        """Writes the whole model and its processor as a Hugging Face folder, in the precision it was trained in."""
+        folder = self._job.folder / MODEL_FOLDER
+        weights = self._engine.whole_weights(_dtype(self._job.settings))
+        if self._engine.rank == 0:
+            store.publish(folder, lambda partial: self._write_model(partial, weights))
+        self._engine.all_reduce_sum([0.0])
+        return folder
+
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        model: Any = self._engine.model
+        model.config.dtype = _dtype(self._job.settings)
+        model.save_pretrained(folder, state_dict=weights)
+        self._job.processor.save_pretrained(folder)
+
+    def _describe(self, done: int, validation_loss: float | None) -> dict[str, Any]:
+        """What the manifest of a checkpoint says: the position, and all that it must fit."""
+        job, order = self._job, self._job.loader.order
+        return {
+            "validation_loss": validation_loss,
+            "position": {
+                "step": done,
+                "total_steps": job.total_steps,
+                "seed": order.seed,
+                "global_batch": order.global_batch,
+                "samples_per_epoch": order.samples_per_epoch,
+                "data": job.loader.manifest.content_hash,
+            },
+            "frozen": {part: asdict(named) for part, named in self._frozen.items()},
+            "settings": job.settings.model_dump(mode="json"),
+            "mlflow": asdict(job.mlflow) if job.mlflow else None,
+            "versions": {name: version(name) for name in ("valley", "torch", "transformers")},
+        }
+
+
+def name_frozen_parts(
+    model: ValleyForConditionalGeneration, groups: Sequence[ParameterGroup], settings: RunSettings
+) -> dict[str, FrozenPart]:
+    """Names the parts that do not train by where they came from and what they hold.
+
+    Call it before an engine takes the model apart (ZeRO-3).
+    """
+    source, trained = settings.model, {group.module for group in groups}
+    sources = {
+        "vision": f"{source.vision.name} {source.vision.pretrained or f'random, seed {settings.seed}'}",
+        "llm": " ".join(filter(None, [source.llm.name, source.llm.gguf_file])),
+    }
+    return {
+        part: name_frozen(source.path or sources.get(part, f"new, seed {settings.seed}"), parameters.items())
+        for part in PARTS
+        if part not in trained and (parameters := model.module_parameters(part))
+    }
+
+
+def _dtype(settings: RunSettings) -> torch.dtype:
+    return torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
