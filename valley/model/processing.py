@@ -20,7 +20,6 @@ from valley.media.transform import Interpolation, ResizeMode
 from valley.model.conversation import (
     MEDIA,
     SUPERVISED,
-    Kind,
     Message,
     RenderedPrompt,
     Segment,
@@ -31,7 +30,7 @@ from valley.model.conversation import (
 from valley.model.settings import ModelSettings
 from valley.model.templates import SYSTEM, find_template
 from valley.model.tokenizer import SegmentTokenizer, load_tokenizer
-from valley.model.video_processing import ValleyVideoProcessor, split_clips, split_images
+from valley.model.video_processing import ValleyVideoProcessor, order_clips
 from valley.model.vision import vision_config
 
 logger = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class ValleyProcessor(ProcessorMixin):
             logger.warning(
                 "The saved chat template is not that of template %r here; prompts follow the latter.", template
             )
-        super().__init__(tokenizer, video_processor, chat_template=rendered)  # type: ignore[no-untyped-call]  # theirs
+        super().__init__(tokenizer, video_processor, chat_template=rendered)  # type: ignore[no-untyped-call]  # transformers
         tokenizer.chat_template = rendered
         tokenizer.padding_side = "left"
 
@@ -110,11 +109,10 @@ class ValleyProcessor(ProcessorMixin):
     @property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer: the EOS, and the template's own mark where that is a token."""
-        marks = [
-            self.tokenizer.eos_token,
-            *(token for token in self._template.control_tokens if token == self._template.end),
-        ]
-        ids: list[int] = self.tokenizer.convert_tokens_to_ids(list(dict.fromkeys(marks)))
+        marks = [self.tokenizer.eos_token]
+        if self._template.end in self._template.control_tokens and self._template.end not in marks:
+            marks.append(self._template.end)
+        ids: list[int] = self.tokenizer.convert_tokens_to_ids(marks)
         return ids
 
     @property
@@ -136,11 +134,11 @@ class ValleyProcessor(ProcessorMixin):
             max_tokens: longest sample; None: no limit.
 
         Raises:
-            RecordError: the places for media do not match `num_frames`; the cut would reach visual tokens; or nothing
-                is left to learn.
+            RecordError: a role or part that has no place there; places for media that do not match `num_frames`; a cut
+                that would reach visual tokens; or nothing left to learn.
         """
-        segments = self._render(messages).segments
         try:
+            segments = self._render(messages).segments
             pieces = self._segments(segments, num_frames)
         except ValueError as error:
             raise RecordError("sample", "messages", str(error)) from None
@@ -164,7 +162,7 @@ class ValleyProcessor(ProcessorMixin):
         """Returns the length of the sample that `encode` makes without a limit.
 
         Raises:
-            ValueError: the places for media do not match `num_frames`.
+            ValueError: a role or part that has no place there, or places for media that do not match `num_frames`.
         """
         return sum(map(len, self._segments(self._render(messages).segments, num_frames)))
 
@@ -207,8 +205,8 @@ class ValleyProcessor(ProcessorMixin):
 
         Args:
             conversation: chat messages, or a list of such lists.
-            chat_template: another Jinja template. It is then rendered as Hugging Face does it, without that guarantee;
-                so it is with any argument of theirs that is not listed here.
+            chat_template: another Jinja template. It is then rendered as Hugging Face does it, to an ordinary string,
+                without that guarantee; so it is with any argument of theirs that is not listed here.
             add_generation_prompt: open the answer that is to be generated.
             tokenize: return model inputs, not text. Frames are taken from the parts (`{"type": "video", "video": …}`),
                 else from `videos` and `images`.
@@ -229,18 +227,14 @@ class ValleyProcessor(ProcessorMixin):
         is_batch = bool(conversation) and not isinstance(conversation[0], Mapping)
         conversations: Any = conversation if is_batch else [conversation]
         if chat_template is not None or any(kwargs.values()):
-            return super().apply_chat_template(
-                conversations if is_batch else conversations[0],
+            prompts: Any = super().apply_chat_template(
+                [list(messages) for messages in conversations],
                 chat_template,
                 add_generation_prompt=add_generation_prompt,
-                tokenize=tokenize,
-                return_dict=return_dict,
-                return_tensors=return_tensors,
-                return_assistant_tokens_mask=return_assistant_tokens_mask,
-                processor_kwargs=dict(processor_kwargs or {}),
                 **kwargs,
             )
-        prompts = [self._render(messages, add_generation_prompt) for messages in conversations]
+        else:
+            prompts = [self._render(messages, add_generation_prompt) for messages in conversations]
         if not tokenize:
             return prompts if is_batch else prompts[0]
         inputs = self(
@@ -281,20 +275,25 @@ class ValleyProcessor(ProcessorMixin):
             `[M]`, media in the order of rows and of their places in them.
 
         Raises:
-            ValueError: no text; a number of media that is not that of their places; or something that is not a clip.
+            ValueError: no text; more or fewer media than places for them; something that is not a clip; or a mask asked
+                of a prompt that `apply_chat_template` did not render.
         """
         if text is None:
             raise ValueError("no text given")
-        prompts = [self._read(prompt) for prompt in ([text] if isinstance(text, str) else text)]
-        clips = _in_order(prompts, {"video": list(split_clips(videos)), "image": list(split_images(images))})
+        texts = [text] if isinstance(text, str) else list(text)
+        if return_assistant_tokens_mask and not all(isinstance(prompt, RenderedPrompt) for prompt in texts):
+            raise ValueError("only a prompt that apply_chat_template rendered tells whose text is whose")
+        prompts = [self._read(prompt) for prompt in texts]
+        kinds = [segment.kind for prompt in prompts for segment in prompt.segments if segment.kind in MEDIA]
+        clips = order_clips(kinds, videos=videos, images=images)
         pictures = self.video_processor(clips, return_tensors="np") if clips else {}
         num_frames = iter(pictures["num_frames"].tolist() if clips else ())
         rows, masks = [], []
         for prompt in prompts:
             pieces = self._segments(prompt.segments, [next(num_frames) for s in prompt.segments if s.kind in MEDIA])
             rows.append([token for piece in pieces for token in piece])
-            kinds = [segment.kind for segment in prompt.segments]
-            masks.append([int(kind in SUPERVISED) for kind, piece in zip(kinds, pieces, strict=True) for _ in piece])
+            learned = [int(segment.kind in SUPERVISED) for segment in prompt.segments]
+            masks.append([flag for flag, piece in zip(learned, pieces, strict=True) for _ in piece])
         width = max(map(len, rows)) if padding else 0
 
         def pad(row: list[int], value: int) -> list[int]:
@@ -336,7 +335,7 @@ class ValleyProcessor(ProcessorMixin):
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
         given = {**processor_dict, **kwargs}
-        known = inspect.signature(cls).parameters.keys() - set(cls.get_attributes())
+        known = inspect.signature(cls).parameters.keys() - {"tokenizer", "video_processor"}
         processor = cls(*args, **{name: given[name] for name in known & given.keys()})
         unused = {name: value for name, value in given.items() if name not in known}
         return (processor, unused) if return_unused else processor
@@ -390,17 +389,3 @@ def build_processor(settings: ModelSettings, sampling: Sampling) -> ValleyProces
 
 def _learned(pair: tuple[int, int]) -> bool:
     return pair[1] != IGNORED
-
-
-def _in_order(prompts: Sequence[RenderedPrompt], media: Mapping[Kind, list[Any]]) -> list[Any]:
-    """Brings videos and images into the order of their places.
-
-    Raises:
-        ValueError: more or fewer of a kind than places.
-    """
-    kinds = [segment.kind for prompt in prompts for segment in prompt.segments if segment.kind in MEDIA]
-    for kind, given in media.items():
-        if kinds.count(kind) != len(given):
-            raise ValueError(f"{kinds.count(kind)} <{kind}> in the text, but {len(given)} {kind}s given")
-    queues = {kind: iter(given) for kind, given in media.items()}
-    return [next(queues[kind]) for kind in kinds]

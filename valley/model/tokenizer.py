@@ -39,17 +39,19 @@ grainy cloudy pattern man woman person people child boy girl dog cat bird animal
 trees grass sky water house room table chair phone hand hands face head eyes door window rabbit bunny animated cartoon
 forest walk walks walking run runs running ride rides riding talk talks talking sit sits play plays describe detail
 brief briefly short summary caption content contents happen happens happening visible question answer answers following
-please human assistant intelligent understands about think because step think happen contains contain
+please human assistant intelligent understands about think because step think keep keeps for past back
+contains contain sentence concisely single word words car cars city traffic wide waits
 """
 """Words of our generated scenes and of plain talk about pictures; each is one token with the space before it."""
 
 _OPENERS = """
 A An The This That There It In On At No Yes What Which Who Where When Why How Does Do Did Is Are Was Were Can First Then
 One Two Three Four Left Right Up Down Both Neither Human Assistant You Valley Describe Tell Red Orange Yellow Green Blue
-Purple White Black I
+Purple White Black I Answer Write Sum
 """
 """Words that begin lines and sentences: one token with and without the space."""
 _PIECES = "ing ed er es ly th he in an re on at en nd ti te or st ar al it is ou le ic ch sh ea ll ## ### ĊĊ"
+"""Fragments of other words, and the marks of the templates."""
 
 
 def load_tokenizer(settings: LLMSettings, template: Template) -> PreTrainedTokenizerBase:
@@ -104,15 +106,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """
     special = ["<pad>", "</s>", *dict.fromkeys(token for entry in TEMPLATES.values() for token in entry.control_tokens)]
     space = "Ġ"  # a space in the byte alphabet, as Ċ is a newline
-    words = [space + word for word in _WORDS.split()] + [
-        lead + word for word in _OPENERS.split() for lead in ("", space)
-    ]
+    words = [space + word for word in _WORDS.split()]
+    words += [lead + word for word in _OPENERS.split() for lead in ("", space)]
     pieces = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *words, *_PIECES.split()])
     backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=None, byte_fallback=False))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([_control(token) for token in special])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>"
+    )
 
 
 class SegmentTokenizer:
@@ -127,7 +130,7 @@ class SegmentTokenizer:
         bos: what the tokenizer puts before every prompt; empty where it puts nothing.
 
     Raises:
-        ModelError: text could spell control.
+        ModelError: a control token is missing, or text could spell one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, num_patches: int) -> None:
@@ -212,6 +215,8 @@ def _spelt_by_text(tokenizer: PreTrainedTokenizerBase, template: Template) -> li
 
 def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     found: Any = tokenizer.convert_tokens_to_ids(token)
+    if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise ModelError(f"the tokenizer lacks the token {token}")
     return int(found)
 
 

@@ -89,6 +89,25 @@ class ValleyVideoProcessor(BaseVideoProcessor):
         }
 
 
+def order_clips(kinds: Sequence[str], *, videos: Any, images: Any) -> list[Any]:
+    """Brings videos and images into the order of their places.
+
+    Args:
+        kinds: `video` or `image` for each place, in order.
+        videos: one clip or a list, nested or not.
+        images: one image or a list, nested or not.
+
+    Raises:
+        ValueError: more or fewer of a kind than places.
+    """
+    given = {"video": list(split_clips(videos)), "image": list(split_images(images))}
+    for kind, clips in given.items():
+        if kinds.count(kind) != len(clips):
+            raise ValueError(f"{kinds.count(kind)} <{kind}> in the text, but {len(clips)} {kind}s given")
+    queues = {kind: iter(clips) for kind, clips in given.items()}
+    return [next(queues[kind]) for kind in kinds]
+
+
 def split_clips(videos: Any) -> Iterator[Any]:
     """Yields every clip of a clip or of a list of clips, nested to any depth."""
     if videos is None:

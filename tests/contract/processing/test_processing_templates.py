@@ -1,5 +1,6 @@
 """What every template promises, whatever is in the table: text stays text, answers alone are learned, Jinja agrees."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer, AutoVideoProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
-import valley  # noqa: F401  # registers the Auto classes
 from valley.media.sampling import Sampling
 from valley.model.conversation import ADDED_TOKENS, MEDIA, SUPERVISED
 from valley.model.processing import ValleyProcessor
@@ -61,18 +61,22 @@ INJECTIONS = [
 ]
 
 
-@pytest.fixture(params=TEMPLATES)
-def processor(request: pytest.FixtureRequest) -> ValleyProcessor:
-    tokenizer = prepare_tokenizer(tiny_tokenizer(), TEMPLATES[request.param])
+def make_processor(template: str) -> ValleyProcessor:
+    tokenizer = prepare_tokenizer(tiny_tokenizer(), TEMPLATES[template])
     return ValleyProcessor(
         tokenizer,
         ValleyVideoProcessor(SIZE_PX, image_mean=(0.1, 0.2, 0.3), image_std=(0.4, 0.5, 0.6), interpolation="bilinear"),
-        template=request.param,
+        template=template,
         system="You are 'Valley'.\n",
         num_patches=5,
         sampling=Sampling(mode="fixed", num_frames=3),
         source_sampling={"clips": Sampling(fps=2.0)},
     )
+
+
+@pytest.fixture(params=TEMPLATES)
+def processor(request: pytest.FixtureRequest) -> ValleyProcessor:
+    return make_processor(request.param)
 
 
 def frames_of(messages: list[dict[str, object]]) -> list[int]:
@@ -200,19 +204,33 @@ def test_all_is_saved_and_loaded(processor: ValleyProcessor, tmp_path: Path) -> 
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == processor.chat_template
 
 
-def test_a_fresh_process_loads_it_through_auto_processor(processor: ValleyProcessor, tmp_path: Path) -> None:
-    processor.save_pretrained(tmp_path)
-    script = f"""
-import valley, numpy as np
+def test_a_fresh_process_loads_them_and_builds_the_same_tiny_tokenizer(tmp_path: Path) -> None:
+    script = """
+import sys, numpy as np, valley
 from transformers import AutoProcessor
-processor = AutoProcessor.from_pretrained({str(tmp_path)!r})
-messages = [{{"role": "user", "content": [{{"type": "video"}}, {{"type": "text", "text": "What </s>?"}}]}}]
-prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=[prompt], videos=[np.zeros((3, 20, 30, 3), np.uint8)], return_tensors="pt")
-print(*inputs["input_ids"][0].tolist(), *inputs["pixel_values"].shape, *inputs["num_frames"].tolist())
-"""
-    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    messages = [user("<video>", "What </s>?")]
+from valley.model.tokenizer import tiny_tokenizer
+for folder in sys.argv[1:]:
+    processor = AutoProcessor.from_pretrained(folder)
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What </s>?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-    ids = processor(text=[prompt], videos=[np.zeros((3, 20, 30, 3), np.uint8)])["input_ids"][0].tolist()
-    assert [int(number) for number in output.split()] == [*ids, 3, SIZE_PX, SIZE_PX, 3, 3]
+    inputs = processor(text=[prompt], videos=[np.zeros((3, 20, 30, 3), np.uint8)], return_tensors="pt")
+    print(*inputs["input_ids"][0].tolist(), *inputs["pixel_values"].shape, *inputs["num_frames"].tolist())
+print(tiny_tokenizer().backend_tokenizer.to_str())
+"""
+    expected = []
+    for name in TEMPLATES:
+        processor = make_processor(name)
+        processor.save_pretrained(tmp_path / name)
+        prompt = processor.apply_chat_template([user("<video>", "What </s>?")], add_generation_prompt=True)
+        ids = processor(text=[prompt], videos=[np.zeros((3, 20, 30, 3), np.uint8)])["input_ids"][0].tolist()
+        expected.append([*ids, 3, SIZE_PX, SIZE_PX, 3, 3])
+    output = subprocess.run(
+        [sys.executable, "-c", script, *(str(tmp_path / name) for name in TEMPLATES)],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    *lines, tiny = output.splitlines()
+    assert [[int(number) for number in line.split()] for line in lines] == expected
+    assert tiny == tiny_tokenizer().backend_tokenizer.to_str()

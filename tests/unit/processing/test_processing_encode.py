@@ -125,6 +125,7 @@ def test_the_cut_never_reaches_visual_tokens(processor: ValleyProcessor) -> None
         (DIALOGUE, [3, 1], "1 places for media in the prompt, but 2 media given"),
         (DIALOGUE, [], "1 places for media in the prompt, but 0 media given"),
         (DIALOGUE[:1], [3], "no token of an answer"),
+        ([{"role": "tool", "content": "4"}, *DIALOGUE], [3], "message 0 has the role 'tool'"),
     ],
 )
 def test_a_record_that_teaches_nothing_or_does_not_agree_is_rejected(

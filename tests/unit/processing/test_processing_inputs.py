@@ -115,6 +115,11 @@ def test_the_assistants_tokens_are_masked_like_the_labels(processor: ValleyProce
     assert inputs["assistant_masks"][0].tolist() == (encoded.labels != -100).astype(int).tolist()
 
 
+def test_nobody_knows_whose_text_is_whose_in_a_prompt_by_hand(processor: ValleyProcessor) -> None:
+    with pytest.raises(ValueError, match="only a prompt that apply_chat_template rendered"):
+        processor(text="### Human: a\n### Assistant: b", return_assistant_tokens_mask=True)
+
+
 def test_messages_may_carry_their_frames(processor: ValleyProcessor) -> None:
     carried = [
         {"role": "user", "content": [{"type": "video", "video": clip(2, 7)}, {"type": "image", "image": clip(1, 9)[0]}]}
@@ -146,6 +151,9 @@ def test_a_prompt_by_hand_is_read_as_control_and_media(processor: ValleyProcesso
 def test_another_template_is_rendered_as_hugging_face_does(processor: ValleyProcessor) -> None:
     template = "{% for message in messages %}{{ message.content }}|{% endfor %}"
     assert processor.apply_chat_template([{"role": "user", "content": "a"}], chat_template=template) == "a|"
+    video = "<video>{{ messages[0].content }}"
+    ids = processor.apply_chat_template([[{"role": "user", "content": "a"}]], video, tokenize=True, videos=clip(2, 0))
+    assert processor.tokenizer.decode(ids[0]).endswith("<vi_start><vi_frame><vi_frame><vi_end>a")
     started = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]
     continued = processor.apply_chat_template(started, continue_final_message=True)
     assert continued == "Be brief.\n\n### Human: a\n### Assistant: b c"

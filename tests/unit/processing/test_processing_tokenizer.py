@@ -1,8 +1,5 @@
 """Tokenizers: the tiny one, preparing a foreign one, and text that cannot become control."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,18 +48,8 @@ def test_the_tiny_tokenizer_writes_plain_words_as_one_token_each(text: str, num_
     assert len(tiny_tokenizer().encode(text)) <= num_tokens + 1
 
 
-def test_the_tiny_tokenizer_is_small_and_the_same_in_every_process() -> None:
-    script = "from valley.model.tokenizer import tiny_tokenizer; print(tiny_tokenizer()._tokenizer.to_str())"
-    other = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    tokenizer = tiny_tokenizer()
-    assert len(tokenizer) < 1000
-    assert other.stdout.strip() == tokenizer._tokenizer.to_str()
+def test_the_tiny_tokenizer_is_small() -> None:
+    assert 500 < len(tiny_tokenizer()) < 1000
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -98,6 +85,9 @@ def test_a_tokenizer_that_does_not_suit_is_refused() -> None:
         prepare_tokenizer(foreign(eos_token="</s>"), TEMPLATES["chatml"])
     with pytest.raises(ModelError, match="no tokenizer can be loaded from '/nowhere'"):
         load_tokenizer(LLMSettings(name="/nowhere"), VALLEY)
+    for tokenizer in (foreign(eos_token="</s>"), foreign(eos_token="</s>", unk_token="<unk>")):
+        with pytest.raises(ModelError, match="lacks the token <im_start>"):
+            SegmentTokenizer(tokenizer, VALLEY, num_patches=1)
     unprepared = foreign(*map(AddedToken, ADDED_TOKENS), eos_token="</s>")
     with pytest.raises(ModelError, match="text can hold the control tokens <im_start>"):
         SegmentTokenizer(unprepared, VALLEY, num_patches=1)
