@@ -53,7 +53,7 @@ def items() -> dict[str, tuple[list[Item], list[Item]]]:
     made: dict[str, tuple[list[Item], list[Item]]] = {}
     for kind in ("direction", "size"):
         halves = []
-        for split, num_clips in (("train", 360), ("heldout", 240)):
+        for split, num_clips in (("train", 280), ("heldout", 160)):
             scenes = plan_scenes(split, num_clips, seed=2, kinds=(kind,))
             halves.append([Item(scene, ask(scene)[0], *look(replace(scene, width=96, height=96))) for scene in scenes])
         made[kind] = (halves[0], halves[1])
