@@ -44,7 +44,7 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if settings.path is not None:
-            return _load(settings.path, settings.llm.attention, dtype)
+            return _load_saved(settings.path, attn_implementation=settings.llm.attention, dtype=dtype)
         processor = build_processor(settings, Sampling())
         tower = vision_config(settings.vision)
         language_model = load_language_model(settings.llm, vocab_size=len(processor.tokenizer), dtype=dtype)
@@ -90,7 +90,7 @@ def load_language_model(settings: LLMSettings, *, vocab_size: int, dtype: torch.
         if settings.random_weights:
             logger.warning("THE LANGUAGE MODEL %s IS RANDOM, as asked for.", settings.name)
             return _random_language_model(AutoConfig.from_pretrained(settings.name, **gguf), options)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(settings.name, **options, **gguf)
+        model: PreTrainedModel = _load_whole(AutoModelForCausalLM, settings.name, **options, **gguf)
         if gguf:
             # A model from a GGUF file refuses to be saved, though its weights are plain numbers by now.
             config = _without_quantization(model.config)
@@ -112,11 +112,20 @@ def _without_quantization(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _load(path: str, attention: str, dtype: torch.dtype) -> ValleyForConditionalGeneration:
+def _load_saved(path: str, **options: Any) -> ValleyForConditionalGeneration:
     try:
-        return ValleyForConditionalGeneration.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        model: ValleyForConditionalGeneration = _load_whole(ValleyForConditionalGeneration, path, **options)
     except UNREADABLE as error:
         raise ModelError(f"model.path: no Valley model can be loaded from {path}: {error}") from error
+    return model
+
+
+def _load_whole(cls: Any, path: str, **options: Any) -> Any:
+    """Loads a model and accepts no weight that the checkpoint lacks: Hugging Face would draw it at random."""
+    model, report = cls.from_pretrained(path, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{len(missing)} weights are missing: {', '.join(missing[:5])}{', …' if missing[5:] else ''}")
+    return model
 
 
 @torch.no_grad()

@@ -72,6 +72,14 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # What Hugging Face asks of a model
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a saved model. Loading lets every weight train, the tower's too, so the tower is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info`
+        model.vision_tower.requires_grad_(False)
+        return loaded
+
     def get_input_embeddings(self) -> nn.Module:
         """Returns the language model's embedding."""
         return self.language_model.get_input_embeddings()
