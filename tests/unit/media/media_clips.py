@@ -7,27 +7,39 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-BITS = 12
+BITS = 10
+SIZE = (192, 128)
+NUM_FRAMES = 60
+FPS = 25
+
+DEFAULT_OPTIONS = {
+    "libx264": {"preset": "veryfast", "sc_threshold": "0"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:scenecut=0:bframes=2"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "8", "crf": "8", "svtav1-params": "lp=1"},
+}
 
 
-def picture(number: int, width: int, height: int) -> np.ndarray:
+def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     """A picture with some motion in it and `number` as a barcode across its centre."""
+    width, height = size
     y, x = np.mgrid[0:height, 0:width]
-    ground = 128 + 60 * np.sin((x + 3 * number) / 17.0) + 50 * np.cos((y - 2 * number) / 11.0)
+    ground = 128 + 50 * np.sin((x + 3 * number) / 17.0) + 40 * np.cos((y - 2 * number) / 11.0)
     pixels = np.repeat(ground[..., None], 3, axis=2)
     pixels[..., 1] += 20 * np.sin(number / 5.0)
     cell = width // (BITS + 2)
     top, left = height // 2 - cell, (width - BITS * cell) // 2
     for bit in range(BITS):
-        value = 235 if number >> bit & 1 else 20
-        pixels[top : top + 2 * cell, left + bit * cell : left + (bit + 1) * cell] = value
+        level = 235 if number >> bit & 1 else 20
+        pixels[top : top + 2 * cell, left + bit * cell : left + (bit + 1) * cell] = level
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
@@ -49,81 +61,151 @@ def encode(
     path: Path,
     codec: str = "libx264",
     *,
-    num_frames: int = 100,
-    fps: int | Fraction = 25,
-    size: tuple[int, int] = (224, 144),
+    num_frames: int = NUM_FRAMES,
+    gop: int = 20,
     pix_fmt: str = "yuv420p",
-    gop: int = 30,
-    bframes: int = 2,
-    options: dict[str, str] | None = None,
     pts: Sequence[int] | None = None,
-    time_base: Fraction | None = None,
+    time_base: Fraction = Fraction(1, FPS),
+    rotation: int = 0,
     container: str | None = None,
-    container_options: dict[str, str] | None = None,
-    noise: int = 0,
+    options: dict[str, str] | None = None,
+    muxer_options: dict[str, str] | None = None,
+    draw: Callable[[int], np.ndarray] = picture,
 ) -> Path:
-    """Encodes pictures 0 .. num_frames-1 with PyAV's own encoders; `pts` (in `time_base`) makes other than even steps."""
-    defaults = {
-        "libx264": {"preset": "veryfast", "bf": str(bframes), "sc_threshold": "0", "x264-params": "keyint_min=1"},
-        "libx265": {"preset": "ultrafast", "x265-params": f"log-level=none:bframes={bframes}:scenecut=0"},
-        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
-        "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
-    }
-    rate = Fraction(fps)
-    random = np.random.default_rng(0)
-    with av.open(str(path), "w", format=container, options=container_options or {}) as output:
-        stream = output.add_stream(codec, rate=rate, options={**defaults.get(codec, {}), **(options or {})})
-        stream.width, stream.height = size
-        stream.pix_fmt = pix_fmt
+    """Encodes pictures 0 … num_frames - 1, shown at `pts` (in `time_base`; default: evenly) and upright after `rotation`."""
+    with av.open(str(path), "w", format=container, options=muxer_options or {}) as output:
+        stream = output.add_stream(codec, rate=FPS, options=DEFAULT_OPTIONS.get(codec, {}) | (options or {}))
+        first = np.rot90(draw(0), -rotation // 90)
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pix_fmt
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
-        if time_base is not None:
-            stream.codec_context.time_base = time_base
+        stream.codec_context.time_base = time_base
+        if rotation:
+            stream.set_display_rotation(rotation)
         for number in range(num_frames):
-            pixels = picture(number, *size)
-            if noise:
-                pixels = np.clip(pixels + random.integers(-noise, noise + 1, pixels.shape), 0, 255).astype(np.uint8)
+            pixels = np.ascontiguousarray(np.rot90(draw(number), -rotation // 90))
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
-            frame.pts = number if pts is None else pts[number]
-            frame.time_base = time_base or 1 / rate
+            frame.pts, frame.time_base = (number if pts is None else pts[number]), time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return path
 
 
-def patch_rotation(path: Path, degrees: int) -> None:
-    """Writes a display matrix into an mp4's track header: shown turned clockwise by `degrees`."""
-    matrices = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
-    a, b, c, d = (value << 16 for value in matrices[degrees])
+def cut_from_keyframe(source: Path, path: Path, keyframe: int) -> Path:
+    """Copies the packets from the given keyframe on, as a cut without re-encoding does."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as output:
+        stream = whole.streams.video[0]
+        copy = output.add_stream_from_template(stream)
+        seen = -1
+        for packet in whole.demux(stream):
+            seen += bool(packet.size) and packet.is_keyframe
+            if packet.size and seen >= keyframe:
+                packet.stream = copy
+                output.mux(packet)
+    return path
+
+
+def hide_start(path: Path, ticks: int) -> Path:
+    """Has the edit list of an mp4 hide the first `ticks` of its time base."""
     data = bytearray(path.read_bytes())
-    start = data.index(b"tkhd") + 4 + 40
-    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    entry = data.index(b"elst") + 16
+    (media_time,) = struct.unpack_from(">i", data, entry)
+    struct.pack_into(">i", data, entry, media_time + ticks)
     path.write_bytes(data)
+    return path
 
 
-def patch_edit_list(path: Path, *, skip: int) -> None:
-    """Makes an mp4's edit list skip `skip` more units of the track's time base at the start."""
-    data = bytearray(path.read_bytes())
-    start = data.index(b"elst") + 8
-    (entries,) = struct.unpack(">I", data[start : start + 4])
-    assert entries == 1
-    duration, media_time = struct.unpack(">Ii", data[start + 4 : start + 12])
-    data[start + 4 : start + 12] = struct.pack(">Ii", duration, media_time + skip)
-    path.write_bytes(data)
-
-
-def decode_all(source: Path | bytes) -> tuple[list[float], np.ndarray]:
-    """Every picture by plain PyAV, upright, with its time from the first one in seconds."""
+def decode_all(source: Path | bytes) -> list[np.ndarray]:
+    """Every picture by plain PyAV, upright, in the order it comes."""
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        frames = [
-            (frame.time, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
-            for frame in container.decode(stream)
+        return [
+            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            for frame in container.decode(container.streams.video[0])
         ]
-    return [time - frames[0][0] for time, _ in frames], np.stack([pixels for _, pixels in frames])
 
 
-def shown_at(times: Sequence[float], t: float) -> int:
-    """Position of the picture on screen at `t`: the last whose time is not after it."""
-    return max(index for index, time in enumerate(times) if time <= t + 1e-6)
+def even_times(num_frames: int = NUM_FRAMES, fps: int = FPS) -> list[float]:
+    return [number / fps for number in range(num_frames)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of clip.
+
+    Attributes:
+        make: writes it; the path has the right suffix.
+        times_s: when each of its pictures is shown, in seconds from the first.
+        first: the number of the first picture.
+        decord: decord gets it right, so it is used when asked for.
+    """
+
+    suffix: str
+    make: Callable[[Path], Path]
+    times_s: list[float] = field(default_factory=even_times)
+    first: int = 0
+    decord: bool = False
+
+    def number_at(self, time_s: float) -> int:
+        """The number of the picture on screen at a time."""
+        return self.first + max(k for k, shown_s in enumerate(self.times_s) if shown_s <= time_s + 1e-9)
+
+
+VFR_PTS = [300 * number + 7 * number**2 for number in range(NUM_FRAMES)]
+OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:min-keyint=20"}
+HEVC_OPEN_GOP = {"x265-params": "log-level=none:open-gop=1:keyint=20:min-keyint=20:bframes=3:scenecut=0"}
+REFRESH = {"x264-params": "intra-refresh=1:bframes=0"}
+
+
+def _cut_open_gop(path: Path, codec: str, options: dict[str, str]) -> Path:
+    whole = encode(path.with_name(f"whole-{path.stem}.mp4"), codec, options=options)
+    return cut_from_keyframe(whole, path, 1)
+
+
+CASES = {
+    "long GOP": Case(".mp4", lambda p: encode(p, gop=250), decord=True),
+    "short GOP": Case(".mp4", lambda p: encode(p, gop=10), decord=True),
+    "B-pyramid": Case(".mp4", lambda p: encode(p, options={"x264-params": "b-pyramid=normal:bframes=5"}), decord=True),
+    "one frame": Case(".mp4", lambda p: encode(p, num_frames=1), [0.0], decord=True),
+    "open GOP": Case(".mp4", lambda p: encode(p, options=OPEN_GOP)),
+    "cut at an open GOP": Case(".mkv", lambda p: _cut_open_gop(p, "libx264", OPEN_GOP), even_times(40), first=20),
+    "gradual refresh": Case(".mp4", lambda p: encode(p, options=REFRESH)),
+    "variable frame rate": Case(
+        ".mp4",
+        lambda p: encode(p, pts=VFR_PTS, time_base=Fraction(1, 10000)),
+        [ticks / 10000 for ticks in VFR_PTS],
+    ),
+    "edit list": Case(".mp4", lambda p: hide_start(encode(p), 17 * 512), even_times(43), first=17),
+    "turned by 90": Case(".mp4", lambda p: encode(p, rotation=90), decord=True),
+    "turned by 180": Case(".mp4", lambda p: encode(p, rotation=180), decord=True),
+    "turned by 270": Case(".mov", lambda p: encode(p, rotation=270), decord=True),
+    "10 bits": Case(".mp4", lambda p: encode(p, pix_fmt="yuv420p10le")),
+    "late start, 10 bits": Case(".mkv", lambda p: encode(p, pix_fmt="yuv420p10le", pts=range(33, 33 + NUM_FRAMES))),
+    "late start": Case(".mkv", lambda p: encode(p, pts=range(33, 33 + NUM_FRAMES)), decord=True),
+    "interlaced": Case(".mp4", lambda p: encode(p, options={"x264-params": "tff=1"})),
+    "fragmented": Case(
+        ".mp4", lambda p: encode(p, muxer_options={"movflags": "frag_keyframe+empty_moov"}), decord=True
+    ),
+    "H.264 in Matroska": Case(".mkv", encode, decord=True),
+    "H.264 in MPEG-TS": Case(".ts", encode),
+    "H.264 in AVI": Case(".avi", encode),
+    "H.264 in FLV": Case(".flv", encode),
+    "HEVC": Case(".mp4", lambda p: encode(p, "libx265")),
+    "HEVC in MPEG-TS": Case(".ts", lambda p: encode(p, "libx265")),
+    "HEVC, open GOP": Case(".mp4", lambda p: encode(p, "libx265", options=HEVC_OPEN_GOP)),
+    "HEVC, cut at an open GOP": Case(
+        ".mkv", lambda p: _cut_open_gop(p, "libx265", HEVC_OPEN_GOP), even_times(40), first=20
+    ),
+    "VP9": Case(".webm", lambda p: encode(p, "libvpx-vp9")),
+    "VP9, hidden frames": Case(
+        ".webm", lambda p: encode(p, "libvpx-vp9", options={"deadline": "good", "lag-in-frames": "16"})
+    ),
+    "VP8": Case(".webm", lambda p: encode(p, "libvpx", options={"deadline": "realtime", "b": "1M"})),
+    "AV1": Case(".mp4", lambda p: encode(p, "libsvtav1")),
+    "AV1 in Matroska": Case(".mkv", lambda p: encode(p, "libsvtav1")),
+    "MPEG-4 in AVI": Case(".avi", lambda p: encode(p, "mpeg4", options={"bf": "2", "b": "2M"})),
+    "MPEG-2 in MPEG-PS": Case(".mpg", lambda p: encode(p, "mpeg2video", container="mpeg", options={"b": "2M"})),
+    "Windows Media": Case(".wmv", lambda p: encode(p, "wmv2", container="asf", options={"b": "2M"})),
+    "Motion JPEG": Case(".avi", lambda p: encode(p, "mjpeg", pix_fmt="yuvj420p", options={"b": "2M"})),
+    "ProRes": Case(".mov", lambda p: encode(p, "prores_ks", pix_fmt="yuv422p10le", num_frames=12), even_times(12)),
+    "GIF": Case(".gif", lambda p: encode(p, "gif", pix_fmt="rgb8")),
+}
