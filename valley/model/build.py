@@ -63,7 +63,8 @@ def build_model(
             dtype=dtype,
         )
         model = ValleyForConditionalGeneration(config, language_model)
-        model.to(dtype=dtype)  # type: ignore[call-arg]  # transformers wraps torch's method
+        for parameter in model.parameters():  # not the buffers: rotary frequencies do not survive bf16
+            parameter.data = parameter.data.to(dtype)
         load_pretrained(model.vision_tower, tower)
         _start_added_tokens(model, len(processor.tokenizer))
     _set_generation(model, processor)
