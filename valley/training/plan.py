@@ -128,9 +128,13 @@ class Plan:
 
     def _run(self) -> str:
         memory = self.memory
-        parts = (("weights", memory.weights), ("gradients and optimizer", memory.optimizer))
-        parts += (("activations", memory.activations), ("logits", memory.logits))
-        shown = ", ".join(f"{name} {num_bytes / GIB:.2f}" for name, num_bytes in parts)
+        parts = {
+            "weights": memory.weights,
+            "gradients and optimizer": memory.optimizer,
+            "activations": memory.activations,
+            "logits": memory.logits,
+        }
+        shown = ", ".join(f"{name} {num_bytes / GIB:.2f}" for name, num_bytes in parts.items())
         return (
             f"{self.steps:,} steps; {self.samples_per_epoch:,} samples an epoch\n"
             f"memory of each of {self.num_workers} worker(s), estimated: {memory.total / GIB:.2f} GiB ({shown})"
