@@ -179,6 +179,8 @@ class Clip:
                     self._kept.append(packet)
         except av.FFmpegError:
             self.unreadable = True
+        if (self.missing_bytes or self.unreadable) and len(pts) - 1 not in self.corrupt:
+            self.corrupt.append(len(pts) - 1)  # the end of the file came in the middle of it, or just behind
         self.pts = np.frombuffer(pts, np.int64)
         self._order_pictures(np.flatnonzero(~np.frombuffer(hidden, bool)), np.frombuffer(durations, np.int64))
 
@@ -225,15 +227,19 @@ class Clip:
         return float(self.times_s[-1] - self.times_s[-2]) if len(self.times_s) > 1 else 0.0
 
     def key_before(self, packet: int) -> int:
-        """Returns the keyframe that decoding must start at to get this packet's picture.
+        """Returns the keyframe that decoding must start at to get this packet's picture."""
+        index = bisect_right(self.keys, packet) - 1
+        if self.is_leading(packet):
+            index -= 1
+        return self.keys[max(index, 0)] if self.keys else 0
 
-        A leading picture is shown before the keyframe it follows in the file, and may need the keyframe before that.
+    def is_leading(self, packet: int) -> bool:
+        """Whether a picture is shown before the keyframe it follows in the file: it may need the keyframe before that.
+
+        Pictures shown after the keyframe do not refer to it.
         """
         index = bisect_right(self.keys, packet) - 1
-        if index < 0:
-            return 0
-        leading = self.pts[packet] < self.pts[self.keys[index]]
-        return self.keys[max(index - 1, 0) if leading else index]
+        return index >= 0 and bool(self.pts[packet] < self.pts[self.keys[index]])
 
     def _open(self) -> InputContainer:
         self.file.seek(0)

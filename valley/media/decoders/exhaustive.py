@@ -5,7 +5,7 @@ It is the arbiter when packets' times do not tell the pictures apart, when a pla
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -83,5 +83,5 @@ def _is_touched(clip: Clip, position: int, faults: list[int]) -> bool:
     if clip.counted:
         return bool(faults)  # a picture too few or too many, and the count is wrong
     packet = int(clip.shown[position])
-    first = bisect_left(faults, clip.key_before(packet))
-    return first < len(faults) and faults[first] <= packet
+    near = faults[bisect_left(faults, clip.key_before(packet)) : bisect_right(faults, packet)]
+    return bool(near) and (clip.is_leading(packet) or not all(map(clip.is_leading, near)))

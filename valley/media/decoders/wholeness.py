@@ -1,8 +1,8 @@
 """Whether a file is as long as its own structure says.
 
 A file cut short mostly still opens, and decoders hand out what is left without a word. Its outer structure tells:
-boxes, elements and chunks state their length, GIFs end with a mark. Formats that state nothing (MPEG-TS, MPEG-PS, FLV,
-ASF) are judged by their last packet instead, see `clip`.
+boxes, elements, tags and chunks state their length, GIFs end with a mark, MPEG-TS comes in packets of one size. MPEG-PS
+states nothing and is judged by its last packet alone, see `clip`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 
 from .boxes import boxes
-from .containers import AVI, GIF, MATROSKA, MOV, MP4, WEBM, Container
+from .containers import ASF, AVI, FLV, GIF, MATROSKA, MOV, MP4, MPEG_TS, WEBM, Container
 
 
 def missing_bytes(file: int, container: Container, file_bytes: int) -> int:
@@ -55,6 +55,31 @@ def _riff_end(file: int, file_bytes: int) -> int:
     return 0 if size in (0, 0xFFFFFFFF) else 8 + size
 
 
+def _flv_end(file: int, file_bytes: int) -> int:
+    """Where the last tag of an FLV ends."""
+    position = 13
+    while position + 11 <= file_bytes:
+        position += 15 + int.from_bytes(os.pread(file, 3, position + 1), "big")
+    return position
+
+
+def _asf_end(file: int, file_bytes: int) -> int:
+    """Where the last top-level object of an ASF file ends; that of a live recording has no size."""
+    position = 0
+    while position + 24 <= file_bytes:
+        (size,) = struct.unpack("<Q", os.pread(file, 8, position + 16))
+        if size < 24:
+            break
+        position += size
+    return position
+
+
+def _transport_stream_end(file: int, file_bytes: int) -> int:
+    """Where the last packet of an MPEG-TS ends; Blu-ray puts four bytes before each."""
+    packet_bytes = 188 if os.pread(file, 1, 188) == b"\x47" else 192
+    return -(-file_bytes // packet_bytes) * packet_bytes
+
+
 def _gif_end(file: int, file_bytes: int) -> int:
     """Where the end mark of a GIF stands: behind the end of the file when there is none."""
     with mmap.mmap(file, file_bytes, access=mmap.ACCESS_READ) as data:
@@ -82,5 +107,8 @@ _MEASURES: dict[Container, Callable[[int, int], int]] = {
     MATROSKA: _matroska_end,
     WEBM: _matroska_end,
     AVI: _riff_end,
+    FLV: _flv_end,
+    ASF: _asf_end,
+    MPEG_TS: _transport_stream_end,
     GIF: _gif_end,
 }
