@@ -59,14 +59,17 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ValleyConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        tower, text = config.vision_config, config.text_config
-        width = tower.hidden_size if config.placement == "before_projector" else text.hidden_size
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        tower = config.vision_config
+        text_width: Any = language_model.get_input_embeddings().embedding_dim  # a few backbones are wider behind it
+        width = tower.hidden_size if config.placement == "before_projector" else text_width
         self.vision_tower = VisionTower(tower)
         self.standardisation = Standardisation(tower.hidden_size)
         self.temporal = TEMPORAL[config.temporal](dim=width, num_patches=tower.num_patches)
-        self.projector = nn.Linear(tower.hidden_size, text.hidden_size)
-        self.added_tokens = nn.Embedding(len(config.added_token_ids), text.hidden_size)
-        self.language_model = AutoModelForCausalLM.from_config(text) if language_model is None else language_model
+        self.projector = nn.Linear(tower.hidden_size, text_width)
+        self.added_tokens = nn.Embedding(len(config.added_token_ids), text_width)
+        self.language_model = language_model
         self.post_init()  # type: ignore[no-untyped-call]  # transformers
         self.generation_config.suppress_tokens = config.added_token_ids
 

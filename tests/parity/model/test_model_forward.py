@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_model_temporal import FORMULAS, weights_of
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig
 
 from valley.model.configuration import ValleyConfig, ValleyVisionConfig
@@ -143,19 +144,25 @@ def test_both_placements_are_one_function_for_v1() -> None:
         assert before(**inputs).loss.item() == pytest.approx(after(**inputs).loss.item(), rel=1e-9)
 
 
-def test_gradients_equal_those_of_finite_differences() -> None:
+def test_gradients_are_the_slopes_of_the_loss() -> None:
     model, inputs = build("v3", "before_projector"), batch()
     model.train()
     model(**inputs).loss.backward()
+
+    def loss() -> float:  # the model rounds its own to float32
+        with torch.no_grad():
+            logits = model(**inputs, return_logits=True).logits
+        return cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()).item()
+
     for name in ("projector.weight", "temporal.layer.self_attn.in_proj_weight", "added_tokens.weight"):
         parameter = model.get_parameter(name)
-        direction = torch.randn_like(parameter)
-        step = 1e-3
+        direction, step = torch.randn_like(parameter), 1e-3
+        ends = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                parameter += sign * step * direction
+            ends.append(loss())
         with torch.no_grad():
             parameter += step * direction
-            up = model(**inputs).loss
-            parameter -= 2 * step * direction
-            down = model(**inputs).loss
-            parameter += step * direction
-        slope = ((up - down) / (2 * step)).item()
-        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=1e-2, abs=1e-4), name
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert (parameter.grad * direction).sum().item() == pytest.approx(slope, rel=2e-2, abs=1e-4), name
