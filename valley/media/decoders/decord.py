@@ -12,13 +12,13 @@ import decord
 import numpy as np
 from numpy.typing import NDArray
 
+from . import nal
 from .clip import Clip
 from .containers import MATROSKA, MOV, MP4
 from .problems import UnfitError
 
 _UNEVEN_S = 1.5e-3
 """Matroska rounds times to milliseconds."""
-_IDR = 5
 
 
 def read(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -61,17 +61,10 @@ def _unfit(clip: Clip) -> str | None:
 
 def _keyframes_are_complete(clip: Clip) -> bool:
     """Whether every keyframe is an IDR picture, and none the start of a gradual refresh."""
-    configuration = clip.stream.codec_context.extradata or b""
-    length_bytes = (configuration[4] & 3) + 1 if len(configuration) > 4 else 4
+    length_bytes = nal.length_bytes(clip.codec, clip.stream.codec_context.extradata or b"")
     keys = set(clip.keys)
-    return all(_IDR in _nal_types(bytes(packet), length_bytes) for n, packet in enumerate(clip.packets()) if n in keys)
-
-
-def _nal_types(data: bytes, length_bytes: int) -> set[int]:
-    """The types of the NAL units of a packet, each behind its length."""
-    types: set[int] = set()
-    start = 0
-    while start + length_bytes < len(data):
-        types.add(data[start + length_bytes] & 31)
-        start += length_bytes + int.from_bytes(data[start : start + length_bytes], "big")
-    return types
+    return all(
+        any(header & 31 == nal.H264_IDR for header in nal.headers(memoryview(packet), length_bytes))
+        for number, packet in enumerate(clip.packets())
+        if number in keys
+    )

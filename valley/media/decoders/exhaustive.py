@@ -58,7 +58,6 @@ def _place(clip: Clip, position: int) -> int:
 def _decode_all(clip: Clip, faults: list[int]) -> Iterator[Picture]:
     """Yields every picture; adds the packets at which the decoder stumbled to `faults`."""
     context = clip.decoder()
-    context.skip_frame = "DEFAULT"
     times = clip.pts[clip.shown]
     count = 0
     for number, packet in enumerate(chain(clip.packets(), (None,))):

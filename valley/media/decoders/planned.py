@@ -1,20 +1,22 @@
 """The frames wanted, by PyAV, decoding as few pictures as it takes.
 
 What costs is decoding, and all libraries decode alike. So only the stretch from a keyframe to the last picture wanted
-behind it is fed to the decoder, and in H.264 and HEVC pictures that nothing refers to are skipped on the way.
+behind it is fed to the decoder, and of H.264 and HEVC not even those pictures on the way that nothing refers to. Every
+packet that is fed must give its picture; otherwise the plan was wrong, or the file is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import av
 from av.packet import Packet
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from . import nal
 from .clip import Clip
 
 
@@ -57,61 +59,60 @@ def plan(clip: Clip, packets: Sequence[int]) -> list[Run]:
 
 
 def read_planned(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-    """Yields the pictures at `positions` in the order of presentation, each with its position, in any order.
+    """Yields the pictures at `positions`, each with its position, in any order.
 
     Raises:
         DistrustError: a run did not give what it should have; pictures that were yielded are right nevertheless.
     """
     position_at = {int(clip.pts[clip.shown[position]]): position for position in positions}
-    runs = plan(clip, [int(clip.shown[position]) for position in positions])
-    corrupt = set(clip.corrupt)
-    context = clip.decoder()
-    skips = _may_skip(clip)
     numbered = enumerate(clip.packets())
-    for run in runs:
-        if any(run.start <= packet < run.stop for packet in corrupt):
+    for run in plan(clip, [int(clip.shown[position]) for position in positions]):
+        if any(run.start <= packet < run.stop for packet in clip.corrupt):
             raise DistrustError
-        left = {int(clip.pts[packet]) for packet in run.wanted}
-        for frame in _decode(context, numbered, run, skips=skips):
+        for frame in _decode(clip, numbered, run):
+            if frame.pts is not None and (position := position_at.pop(frame.pts, None)) is not None:
+                yield position, frame
+    if position_at:
+        raise DistrustError
+
+
+def _decode(clip: Clip, numbered: Iterator[tuple[int, Packet[VideoStream]]], run: Run) -> Iterator[VideoFrame]:
+    """Feeds one run to the decoder and yields all that comes out.
+
+    Raises:
+        DistrustError: an error, a damaged picture, a keyframe that is none, or fewer pictures than packets.
+    """
+    context = clip.decoder()
+    due: set[int] = set()
+    for packet in chain(_needed(clip, numbered, run, due), (None,)):
+        try:
+            frames = context.decode(packet)
+        except av.FFmpegError:
+            raise DistrustError from None
+        for frame in frames:
             if frame.is_corrupt or (frame.pts == clip.pts[run.start] and not frame.key_frame):
                 raise DistrustError
-            if frame.pts in left:
-                left.remove(frame.pts)
-                yield position_at[frame.pts], frame
-        if left:
-            raise DistrustError
-
-
-def _decode(
-    context: VideoCodecContext, numbered: Iterator[tuple[int, Packet[VideoStream]]], run: Run, *, skips: bool
-) -> Iterator[VideoFrame]:
-    """Feeds one run to the decoder and takes out all that comes."""
-    skipping = False
-    try:
-        for number, packet in numbered:
-            if number < run.start:
-                continue
-            if skips and skipping is (number in run.wanted):
-                skipping = not skipping
-                context.skip_frame = "NONREF" if skipping else "DEFAULT"
-            yield from context.decode(packet)
-            if number + 1 == run.stop:
-                break
-        yield from context.decode(None)
-    except av.FFmpegError:
-        raise DistrustError from None
+            due.discard(frame.pts or 0)
+            yield frame
+    if due:
+        raise DistrustError
     context.flush_buffers()
 
 
-def _may_skip(clip: Clip) -> bool:
-    """Whether leaving out pictures that are marked as no reference is safe.
-
-    In H.264 the mark is binding. In HEVC it holds within a temporal layer only, so there must be just one. Other
-    decoders gain nothing, or read the switch only once.
-    """
-    if clip.codec == "h264":
-        return True
-    if clip.codec != "hevc":
-        return False
-    configuration = clip.stream.codec_context.extradata or b""  # an hvcC record in mp4 and Matroska
-    return len(configuration) > 21 and configuration[0] == 1 and configuration[21] >> 3 & 7 == 1
+def _needed(
+    clip: Clip, numbered: Iterator[tuple[int, Packet[VideoStream]]], run: Run, due: set[int]
+) -> Iterator[Packet[VideoStream]]:
+    """Yields the packets of a run but for those that nothing refers to; puts the times of their pictures into `due`."""
+    configuration = clip.stream.codec_context.extradata or b""
+    # In H.264 the mark is binding. In HEVC it holds within a temporal layer only, so there must be just one.
+    marked = clip.codec == "h264" or (clip.codec == "hevc" and nal.temporal_layers(configuration) == 1)
+    length_bytes = nal.length_bytes(clip.codec, configuration)
+    for number, packet in numbered:
+        if number < run.start:
+            continue
+        if number in run.wanted or not (marked and nal.is_disposable(memoryview(packet), clip.codec, length_bytes)):
+            if not packet.is_discard and (clip.pts[number] >= clip.pts[run.start] or number in run.wanted):
+                due.add(int(clip.pts[number]))
+            yield packet
+        if number + 1 == run.stop:
+            return

@@ -60,7 +60,7 @@ def _flv_end(file: int, file_bytes: int) -> int:
     position = 13
     while position + 11 <= file_bytes:
         position += 15 + int.from_bytes(os.pread(file, 3, position + 1), "big")
-    return position
+    return position if position >= file_bytes else position + 11
 
 
 def _asf_end(file: int, file_bytes: int) -> int:
