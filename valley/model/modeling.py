@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
@@ -237,16 +237,34 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds: Tensor = self.get_input_embeddings()(input_ids)
         added = self.added_tokens(is_added.int().argmax(-1)).to(embeds.dtype)
         embeds = torch.where(is_added.any(-1, keepdim=True), added, embeds)
-        is_patch, is_frame = is_added[..., 1], is_added[..., 4]
-        places = is_patch | is_frame
         frames = pixel_values if frame_tokens is None else frame_tokens
+        # A step of generation asks nothing of the device here: its one token is never a place, those are suppressed.
+        if frames is None and input_ids.shape[1] == 1:
+            return embeds
+        places = self._find_places(input_ids, frames, num_frames)
+        if frames is None or num_frames is None:
+            return embeds
+        tokens = self.encode_frames(frames) if frame_tokens is None else frame_tokens
+        visual = self.merge_frames(tokens, num_frames)
+        return embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+
+    def _find_places(
+        self, input_ids: Int[Tensor, "B L"], frames: Tensor | None, num_frames: Int[Tensor, " M"] | None
+    ) -> Bool[Tensor, "B L"]:
+        """Returns where the visual tokens of these media go.
+
+        Raises:
+            ValueError: the prompt has other places than they need.
+        """
+        is_patch = input_ids == self.config.image_patch_token_id
+        is_frame = input_ids == self.config.video_frame_token_id
+        places = is_patch | is_frame
         if frames is None:
-            # A step of generation asks nothing of the device here: one token is never a place, those are suppressed.
-            if input_ids.shape[1] > 1 and bool(places.any()):
+            if bool(places.any()):
                 raise ValueError(
                     f"the prompt has {int(places.sum())} places for visual tokens, but no media came with it"
                 )
-            return embeds
+            return places
         if num_frames is None:
             raise ValueError("media need num_frames, the frames of each medium")
         counts, num_patches = num_frames.tolist(), self.config.vision_config.num_patches
@@ -258,9 +276,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"{sum(counts)} for frames, medium by medium; the prompt has {int(is_patch.sum())} and "
                 f"{int(is_frame.sum())}"
             )
-        tokens = self.encode_frames(frames) if frame_tokens is None else frame_tokens
-        visual = self.merge_frames(tokens, num_frames)
-        return embeds.masked_scatter(places[..., None], visual.to(embeds.dtype))
+        return places
 
     def _touch_visual_parameters(self) -> Float[Tensor, ""]:
         """Returns 0 with a zero gradient for every visual parameter, by way of one blank frame.
@@ -292,6 +308,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if expand_size > 1 and input_ids is not None and media["num_frames"] is not None:
             if media["frame_tokens"] is None:
                 media["frame_tokens"] = self.encode_frames(media.pop("pixel_values"))
+            self._find_places(input_ids, media["frame_tokens"], media["num_frames"])
             num_patches = self.config.vision_config.num_patches
             clips = (input_ids == self.config.image_patch_token_id).sum(1) // num_patches
             frames = (input_ids == self.config.video_frame_token_id).sum(1)

@@ -140,12 +140,20 @@ def test_dtype_and_attention_reach_every_part(tmp_path: Path, attention: str) ->
     for name in ("tiny", str(tmp_path / "backbone")):
         chosen = settings(name, llm={"attention": attention})
         model = build_model(chosen, seed=0, dtype=torch.bfloat16)
-        assert {value.dtype for value in model.state_dict().values()} == {torch.bfloat16}
-        assert model.language_model.config._attn_implementation == attention
         model.save_pretrained(tmp_path / "whole")
         again = build_model(chosen.model_copy(update={"path": str(tmp_path / "whole")}), seed=0, dtype=torch.bfloat16)
-        assert {value.dtype for value in again.state_dict().values()} == {torch.bfloat16}
-        assert again.language_model.config._attn_implementation == attention
+        for made in (model, again):
+            assert {parameter.dtype for parameter in made.parameters()} == {torch.bfloat16}
+            assert made.language_model.config._attn_implementation == attention
+
+
+def test_rotary_frequencies_keep_their_precision_in_bfloat16(tmp_path: Path) -> None:
+    exact = build_model(settings(), seed=0).language_model.model.rotary_emb.inv_freq
+    model = build_model(settings(), seed=0, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    again = build_model(settings(path=str(tmp_path)), seed=0, dtype=torch.bfloat16)
+    for made in (model, again):
+        assert torch.equal(made.language_model.model.rotary_emb.inv_freq, exact)
 
 
 def test_random_weights_take_only_the_shape(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ from valley.model.modeling import PARTS, ValleyForConditionalGeneration
 def test_places_that_do_not_fit_the_media_are_refused_with_the_numbers(prompts: Any, clips: Any, numbers: str) -> None:
     with pytest.raises(ValueError, match=numbers.replace("[", r"\[").replace("]", r"\]")):
         make_model()(**batch_of(*prompts), **media_of(*clips))
+    with pytest.raises(ValueError, match=numbers.replace("[", r"\[").replace("]", r"\]")):
+        make_model().generate(**batch_of(*prompts, left=True), **media_of(*clips), num_beams=2, max_new_tokens=2)
 
 
 def test_places_without_media_are_refused_with_the_numbers() -> None:
