@@ -76,6 +76,15 @@ class Share:
 
 
 @runtime_checkable
+class SlotLoader(Protocol):
+    """Loads one slot; `valley.data.loading.Loader` in a run."""
+
+    def load(self, slot: int) -> Sample:
+        """Returns what the slot holds."""
+        ...
+
+
+@runtime_checkable
 class Stream(Protocol):
     """Loads slots ahead of their use; threads here, Ray Data in `valley.distributed`."""
 
@@ -85,7 +94,7 @@ class Stream(Protocol):
 
 
 def load_ahead(
-    loader: Loader, slots: Int64[np.ndarray, " N"], batch_size: int, *, num_threads: int = 2, num_ahead: int = 2
+    loader: SlotLoader, slots: Int64[np.ndarray, " N"], batch_size: int, *, num_threads: int = 2, num_ahead: int = 2
 ) -> Iterator[list[Sample]]:
     """Loads slots on threads of this process, up to `num_ahead` batches before they are asked for.
 

@@ -1,26 +1,25 @@
 """Model FLOPs of a batch, for model-FLOPs utilisation.
 
 Counted is what the mathematics needs, not what the hardware does: recomputation by gradient checkpointing and work on
-padding are left out. A matrix of N numbers costs 2N FLOPs for each vector it meets in the forward pass, 2N more where
-gradients flow through it, and 2N more where it trains:
+padding are left out. F is what a forward pass costs; the backward pass costs F where gradients only flow through, and F
+more where weights train.
 
-    vision tower     2N a token of a frame, forward only, and 4 n² D for attention among the n tokens of a frame
-    temporal module  6N a patch of a frame; a matrix that reads the whole frame meets it once
-    projector        6N a visual token
-    LLM              6N a token, and 6 L² H a layer for causal attention among the L tokens of a row
-    LM head          6N a supervised token
-
-with 2N less where a part is frozen but gradients flow through it.
+    vision tower     F a frame, measured by running one; forward only
+    temporal module  F a clip and F' a frame, measured by running clips of one and two frames
+    projector        2N a token, N being its numbers
+    LLM              2N a token, and 2 L² H a layer for causal attention among the L tokens of a row, which costs three
+                     passes even where nothing trains: gradients flow to queries, keys and values
+    LM head          2N a supervised token
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from valley.data.collate import Batch
 from valley.model.modeling import ValleyForConditionalGeneration
@@ -47,61 +46,73 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class FlopCounter:
-    """Counts the model FLOPs of batches, by the formula at the top of this file."""
+    """Counts the model FLOPs of batches, by the formula at the top of this file.
+
+    Args:
+        model: still whole and on the CPU.
+        groups: what trains of it.
+    """
 
     def __init__(self, model: ValleyForConditionalGeneration, groups: Sequence[ParameterGroup]) -> None:
         trained = {group.module for group in groups}
         tower: Any = model.config.vision_config
         text: Any = model.config.text_config
-        num_tokens, frame_numbers = tower.num_patches + 1, tower.num_patches * tower.hidden_size
-        vision, temporal, projector = (
-            _matrices(model.module_parameters(part).values()) for part in ("vision", "temporal", "projector")
-        )
-        vocabulary = {id(layer.weight): layer.weight for layer in _vocabulary(model)}
-        body = [p for p in model.module_parameters("llm").values() if id(p) not in vocabulary]
-        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
-        def cost(part: str) -> float:
-            return 6.0 if part in trained else 4.0
+        def passes(part: str) -> float:
+            return 3.0 if part in trained else 2.0
 
         self._num_patches: int = tower.num_patches
         self._projects_first = model.config.placement == "after_projector"
-        self._frame: float = 2.0 * num_tokens * sum(matrix.numel() for matrix in vision)
-        self._frame += 4.0 * num_tokens**2 * tower.hidden_size * _num_blocks(model)
-        for matrix in temporal:
-            meets = 1 if matrix.shape[1] >= frame_numbers else tower.num_patches
-            self._frame += cost("temporal") * matrix.numel() * meets
-        self._projection = cost("projector") * sum(matrix.numel() for matrix in projector)
-        self._token = cost("llm") * sum(matrix.numel() for matrix in _matrices(body))
-        self._supervised_token: float = cost("llm") * text.vocab_size * text.hidden_size
-        self._square: float = 6.0 * text.num_hidden_layers * text.num_attention_heads * head_width
+        one, two = (_measure(model.temporal, *_clip(model, num_frames)) for num_frames in (1, 2))
+        frame = torch.zeros(1, tower.size_px, tower.size_px, 3, dtype=torch.uint8)
+        self._frame = _measure(model.vision_tower, frame) + passes("temporal") * (two - one)
+        self._clip = passes("temporal") * (2 * one - two)
+        self._projection = passes("projector") * 2 * model.projector.weight.numel()
+        vocabulary = {id(weight) for weight in _vocabulary(model)}
+        body = sum(
+            parameter.numel()
+            for parameter in model.module_parameters("llm").values()
+            if parameter.ndim >= 2 and id(parameter) not in vocabulary
+        )
+        head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self._token = passes("llm") * 2 * body
+        self._square: float = 3.0 * 2 * text.num_hidden_layers * text.num_attention_heads * head_width
+        self._supervised: float = passes("llm") * 2 * text.vocab_size * text.hidden_size
 
     def __call__(self, batch: Batch) -> float:
         """Returns the FLOPs of a training step on a micro-batch."""
         lengths = batch.attention_mask.sum(dim=1).double()
         num_tokens, num_squares = float(lengths.sum()), float(lengths.square().sum())
-        num_frames = len(batch.pixel_values)
-        num_projected = num_frames + self._num_patches * (num_frames if self._projects_first else len(batch.num_frames))
+        num_frames, num_clips = len(batch.pixel_values), len(batch.num_frames)
+        num_projected = num_frames + self._num_patches * (num_frames if self._projects_first else num_clips)
         return (
             self._frame * num_frames
+            + self._clip * num_clips
             + self._projection * num_projected
             + self._token * num_tokens
             + self._square * num_squares
-            + self._supervised_token * batch.num_supervised
+            + self._supervised * batch.num_supervised
         )
 
 
-def _matrices(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [parameter for parameter in parameters if parameter.ndim >= 2]
+def _measure(module: nn.Module, *inputs: Tensor) -> float:
+    """FLOPs of a forward pass; matrix products only, the rest is small beside them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return float(counter.get_total_flops())
 
 
-def _vocabulary(model: ValleyForConditionalGeneration) -> list[nn.Module]:
+def _clip(model: ValleyForConditionalGeneration, num_frames: int) -> tuple[Tensor, Tensor]:
+    """What the temporal module takes for one clip."""
+    tower: Any = model.config.vision_config
+    text: Any = model.config.text_config
+    width = text.hidden_size if model.config.placement == "after_projector" else tower.hidden_size
+    dtype = next((parameter.dtype for parameter in model.temporal.parameters()), torch.float32)
+    patches = torch.zeros(1, num_frames, tower.num_patches, width, dtype=dtype)
+    return patches, torch.ones(1, num_frames, dtype=torch.bool)
+
+
+def _vocabulary(model: ValleyForConditionalGeneration) -> list[Tensor]:
     """The embedding, which multiplies nothing, and the head, which is counted by itself."""
-    head = model.get_output_embeddings()
-    return [model.get_input_embeddings(), *([head] if head is not None else [])]
-
-
-def _num_blocks(model: ValleyForConditionalGeneration) -> int:
-    """Blocks of the tower: each has one output matrix of attention as wide as the tower."""
-    names = model.module_parameters("vision")
-    return len({match[1] for name in names if (match := re.search(r"\.(?:resblocks|blocks)\.(\d+)\.", name))})
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [layer.get_parameter("weight") for layer in layers if layer is not None]

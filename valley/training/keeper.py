@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as hf_logging
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
@@ -16,7 +17,7 @@ from valley.model.modeling import PARTS, ValleyForConditionalGeneration
 from valley.training.engines import Engine
 from valley.training.job import Job
 from valley.training.settings import RunSettings
-from valley.training.stage import ParameterGroup
+from valley.training.stage import ParameterGroup, compute_dtype
 
 MODEL_FOLDER = "model"
 
@@ -57,7 +58,7 @@ class Keeper:
     def save_model(self) -> Path:
         """Writes the whole model and its processor as a Hugging Face folder, in the precision it was trained in."""
         folder = self._job.folder / MODEL_FOLDER
-        weights = self._engine.whole_weights(_dtype(self._job.settings))
+        weights = self._engine.whole_weights(compute_dtype(self._job.settings.train))
         if self._engine.rank == 0:
             store.publish(folder, lambda partial: self._write_model(partial, weights))
         self._engine.all_reduce_sum([0.0])
@@ -65,7 +66,9 @@ class Keeper:
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         model: Any = self._engine.model
-        model.config.dtype = _dtype(self._job.settings)
+        disable_progress_bar: Any = hf_logging.disable_progress_bar
+        model.config.dtype = compute_dtype(self._job.settings.train)
+        disable_progress_bar()
         model.save_pretrained(folder, state_dict=weights)
         self._job.processor.save_pretrained(folder)
 
@@ -96,17 +99,13 @@ def name_frozen_parts(
 
     Call it before an engine takes the model apart (ZeRO-3).
     """
-    source, trained = settings.model, {group.module for group in groups}
-    sources = {
-        "vision": f"{source.vision.name} {source.vision.pretrained or f'random, seed {settings.seed}'}",
-        "llm": " ".join(filter(None, [source.llm.name, source.llm.gguf_file])),
-    }
+    trained = {group.module for group in groups}
+    vision, llm = settings.model.vision, settings.model.llm
+    new = f"random, seed {settings.seed}"
+    llm_weights = new if llm.name == "tiny" or llm.random_weights else llm.gguf_file or ""
+    sources = {"vision": f"{vision.name} {vision.pretrained or new}", "llm": f"{llm.name} {llm_weights}".strip()}
     return {
-        part: name_frozen(source.path or sources.get(part, f"new, seed {settings.seed}"), parameters.items())
+        part: name_frozen(settings.model.path or sources.get(part, new), parameters.items())
         for part in PARTS
         if part not in trained and (parameters := model.module_parameters(part))
     }
-
-
-def _dtype(settings: RunSettings) -> torch.dtype:
-    return torch.bfloat16 if settings.train.precision == "bf16" else torch.float32

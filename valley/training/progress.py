@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -36,6 +36,19 @@ class Moment:
 
 
 @runtime_checkable
+class Writable(Protocol):
+    """Where text goes, such as `sys.stderr`."""
+
+    def write(self, text: str, /) -> int:
+        """Writes text."""
+        ...
+
+    def flush(self) -> None:
+        """Shows what was written."""
+        ...
+
+
+@runtime_checkable
 class Progress(Protocol):
     """Shows a run's progress."""
 
@@ -55,7 +68,7 @@ class Progress(Protocol):
 class Bar:
     """A bar with loss, learning rate, samples/s, data-wait share and the time that is left."""
 
-    def __init__(self, total_steps: int, first_step: int = 0, stream: TextIO | None = None) -> None:
+    def __init__(self, total_steps: int, first_step: int = 0, stream: Writable | None = None) -> None:
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", file=stream or sys.stderr, dynamic_ncols=True
         )
@@ -78,7 +91,7 @@ class Lines:
     """A line for the first and last step, and for one every few seconds between them."""
 
     def __init__(
-        self, total_steps: int, first_step: int = 0, stream: TextIO | None = None, every_s: float = 10.0
+        self, total_steps: int, first_step: int = 0, stream: Writable | None = None, every_s: float = 10.0
     ) -> None:
         self._total, self._first, self._stream, self._every_s = total_steps, first_step, stream, every_s
         self._started_s = time.monotonic()

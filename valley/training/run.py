@@ -15,6 +15,7 @@ from valley.checkpoints import store
 from valley.model.build import build_model
 from valley.training.curve import draw_loss_curve
 from valley.training.engines import ENGINES, Engine
+from valley.training.engines.base import place_among_ranks
 from valley.training.feed import Share, Stream, load_ahead
 from valley.training.flops import FlopCounter, peak_flops
 from valley.training.job import ANSWERS_FILE, SAMPLE_FILE, SETTINGS_FILE, Job, job_status, open_job, prepare_job
@@ -25,7 +26,7 @@ from valley.training.meter import StepMeter
 from valley.training.mlflow_tracker import MlflowTracker
 from valley.training.progress import Progress, make_progress
 from valley.training.settings import RunSettings
-from valley.training.stage import format_table, learning_rate_factor, prepare, what_trains
+from valley.training.stage import compute_dtype, format_table, learning_rate_factor, prepare, what_trains
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 from valley.training.tracking import METRICS_FILE, FileTracker, Tracker, Trackers, flatten
 from valley.training.validation import Validator, answer_prompts, append_answers, load_prompts
@@ -71,10 +72,12 @@ def train_rank(
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
     """
     settings, stage = job.settings, job.settings.train
-    model = build_model(settings.model, seed=settings.seed)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
     groups = prepare(model, stage)
     table = format_table(what_trains(model, groups))
-    frozen = name_frozen_parts(model, groups, settings)
+    frozen = name_frozen_parts(model, groups, settings) if place_among_ranks()[0] == 0 else {}
     peak = peak_flops(device, stage.precision)
     flops = FlopCounter(model, groups) if peak else None
     engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
@@ -151,7 +154,8 @@ def _examiner(
         micro_batch=job.settings.train.micro_batch,
         max_samples=validation.max_samples,
     )
-    prompts = load_prompts(job.held_out, validation.prompts)
+    takes_part = engine.rank == 0 or not engine.replicates_weights
+    prompts = load_prompts(job.held_out, validation.prompts) if takes_part else []
     answers_file = job.folder / ANSWERS_FILE
 
     def examine(done: int) -> float:

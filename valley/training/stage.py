@@ -53,7 +53,7 @@ def prepare(model: ValleyForConditionalGeneration, stage: StageSettings) -> list
     Raises:
         SettingsError: nothing would train.
     """
-    frozen_dtype = torch.bfloat16 if stage.precision == "bf16" else torch.float32
+    frozen_dtype = compute_dtype(stage)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     groups = [_group(model, stage, part) for part in PARTS if _trains(stage, part)]
@@ -71,6 +71,11 @@ def prepare(model: ValleyForConditionalGeneration, stage: StageSettings) -> list
     else:
         untyped.activation_checkpointing_disable()
     return groups
+
+
+def compute_dtype(stage: StageSettings) -> torch.dtype:
+    """Returns the precision that the stage computes in, and that what is frozen is held in."""
+    return torch.bfloat16 if stage.precision == "bf16" else torch.float32
 
 
 def what_trains(model: ValleyForConditionalGeneration, groups: Sequence[ParameterGroup]) -> list[ModuleRow]:

@@ -103,8 +103,7 @@ class BaseEngine:
         self, model: ValleyForConditionalGeneration, groups: Sequence[ParameterGroup], stage: StageSettings
     ) -> None:
         self.model, self.groups, self.stage = model, tuple(groups), stage
-        in_group = dist.is_available() and dist.is_initialized()
-        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if in_group else (0, 1)
+        self.rank, self.world_size = place_among_ranks()
         self.device = torch.device("cpu")
         self.replicates_weights = True
 
@@ -186,6 +185,12 @@ class BaseEngine:
                         copies[id(tensor)] = tensor.detach().to("cpu", target, copy=True).contiguous()
                     collected[name] = copies[id(tensor)]
         return collected
+
+
+def place_among_ranks() -> tuple[int, int]:
+    """Returns this process's rank and the number of ranks; a process without a group is alone."""
+    in_group = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if in_group else (0, 1)
 
 
 def make_adamw(groups: Sequence[ParameterGroup], stage: StageSettings, device: torch.device) -> torch.optim.AdamW:

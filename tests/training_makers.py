@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 
 from valley.data.collate import Batch, Sample, collate
 from valley.media.sampling import Sampling
@@ -21,7 +23,7 @@ from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor, build_processor
 from valley.model.settings import LLMSettings, ModelSettings, VisionSettings
 from valley.training.engines import ENGINES, Engine
-from valley.training.settings import EngineSettings, StageSettings
+from valley.training.settings import EngineSettings, RunSettings, StageSettings
 from valley.training.stage import prepare
 
 MODEL = ModelSettings(vision=VisionSettings(name="tiny", pretrained=None), llm=LLMSettings(name="tiny"), temporal="v3")
@@ -133,3 +135,36 @@ def _run_rank(rank: int, world_size: int, work: Callable[..., Any], arguments: t
         raise
     dist.barrier()
     dist.destroy_process_group()
+
+
+def write_data(folder: Path, name: str, num_records: int, *, pictures: bool = True) -> Path:
+    """A data file of short dialogues; every second one is about a picture, unless there are none."""
+    records = []
+    for index in range(num_records):
+        record: dict[str, Any] = {"id": f"{name}-{index}"}
+        question = f"What is {index} in words?"
+        if pictures and index % 2 == 0:
+            record["image"] = f"{name}-{index}.png"
+            Image.fromarray(np.full((40, 40, 3), index * 20 % 256, dtype=np.uint8)).save(folder / record["image"])
+            question = f"<image>\nWhich grey is number {index}?"
+        answer = " ".join(["number", *("one" for _ in range(index % 5)), str(index)])
+        record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        records.append(record)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def run_settings(folder: Path, sources: Sequence[Path], **changes: Any) -> RunSettings:
+    """Settings of a small run of the tiny model in `folder / "run"`."""
+    return RunSettings.model_validate(
+        {
+            "output": str(folder / "run"),
+            "model": MODEL.model_dump(),
+            "data": {"sources": [{"path": str(path)} for path in sources], "validation": {"fraction": 0.2}},
+            "train": STAGE.model_dump() | {"global_batch": 4, "micro_batch": 2, "module_learning_rates": {}},
+            "engine": {"name": "torch"},
+            "tracking": {"enabled": False},
+            **changes,
+        }
+    )
