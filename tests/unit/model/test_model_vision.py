@@ -113,6 +113,25 @@ def test_a_tower_without_weights_says_so_once(caplog: pytest.LogCaptureFixture, 
     ]
 
 
+def test_weights_that_cannot_be_had_leave_the_tower_random_and_say_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(**request: Any) -> None:
+        raise OSError(f"{request['repo_id']} is out of reach")
+
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", no_network)
+    tower = VisionTower(described("tiny", None))
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    config = described("ViT-B-32-quickgelu", "openai")
+    with caplog.at_level(logging.WARNING, logger="valley"):
+        load_pretrained(tower, config)
+    said = [record.getMessage() for record in caplog.records if record.name == "valley.model.vision"]
+    assert len(said) == 1
+    assert said[0].startswith("THE VISION TOWER ViT-B-32-quickgelu IS RANDOM: its weights 'openai' cannot be had")
+    assert "out of reach" in said[0]
+    assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
+
+
 def test_a_saved_configuration_builds_the_same_tower_without_open_clips_registry(tmp_path: Path) -> None:
     config = ValleyVisionConfig(name="no-such-name", tower=TINY_CLIP, hidden_size=32, num_patches=4, size_px=28)
     config.save_pretrained(tmp_path)
