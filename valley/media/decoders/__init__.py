@@ -14,6 +14,7 @@ modules import nothing else of Valley, so that the child starts in a fraction of
     clip        a video's packets and times, without decoding
     pyav        the frames wanted, by PyAV
     nal         what packets of H.264 and HEVC are made of
+    obu         what packets of AV1 are made of
     planned     … decoding as few pictures as possible
     exhaustive  … decoding everything: the arbiter when something is odd
     decord      the same frames by decord, where it is right

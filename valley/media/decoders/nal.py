@@ -10,7 +10,7 @@ HEVC_SLICES = range(32)
 
 
 def length_bytes(codec: str, configuration: bytes) -> int:
-    """Returns in how many bytes the length of each unit is written before it; 0: start codes part them, as in MPEG-TS."""
+    """Returns in how many bytes each unit's length is written before it; 0: start codes part them, as in MPEG-TS."""
     if configuration[:1] != b"\x01":
         return 0
     at = 4 if codec == "h264" else 21

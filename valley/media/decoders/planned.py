@@ -1,14 +1,15 @@
 """The frames wanted, by PyAV, decoding as few pictures as it takes.
 
 What costs is decoding, and all libraries decode alike. So only the stretch from a keyframe to the last picture wanted
-behind it is fed to the decoder, and of H.264 and HEVC not even those pictures on the way that nothing refers to. Every
-packet that is fed must give its picture; otherwise the plan was wrong, or the file is.
+behind it is fed to the decoder, and of H.264, HEVC and AV1 not even those pictures on the way that nothing refers to.
+Every packet that is fed must give its picture; otherwise the plan was wrong, or the file is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import av
@@ -16,7 +17,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from . import nal
+from . import nal, obu
 from .clip import Clip
 
 
@@ -103,16 +104,27 @@ def _needed(
     clip: Clip, numbered: Iterator[tuple[int, Packet[VideoStream]]], run: Run, due: set[int]
 ) -> Iterator[Packet[VideoStream]]:
     """Yields the packets of a run but for those that nothing refers to; puts the times of their pictures into `due`."""
-    configuration = clip.stream.codec_context.extradata or b""
-    # In H.264 the mark is binding. In HEVC it holds within a temporal layer only, so there must be just one.
-    marked = clip.codec == "h264" or (clip.codec == "hevc" and nal.temporal_layers(configuration) == 1)
-    length_bytes = nal.length_bytes(clip.codec, configuration)
+    is_disposable = _disposable_by(clip)
     for number, packet in numbered:
         if number < run.start:
             continue
-        if number in run.wanted or not (marked and nal.is_disposable(memoryview(packet), clip.codec, length_bytes)):
+        if number in run.wanted or not is_disposable(memoryview(packet)):
             if not packet.is_discard and (clip.pts[number] >= clip.pts[run.start] or number in run.wanted):
                 due.add(int(clip.pts[number]))
             yield packet
         if number + 1 == run.stop:
             return
+
+
+def _disposable_by(clip: Clip) -> Callable[[memoryview], bool]:
+    """Returns what tells the packets that no other picture refers to: a mark that is binding, or nothing."""
+    configuration = clip.stream.codec_context.extradata or b""
+    length_bytes = nal.length_bytes(clip.codec, configuration)
+    if clip.codec == "h264":
+        return partial(nal.is_disposable, codec="h264", length_bytes=length_bytes)
+    # In HEVC the mark holds within a temporal layer only, so there must be just one.
+    if clip.codec == "hevc" and nal.temporal_layers(configuration) == 1:
+        return partial(nal.is_disposable, codec="hevc", length_bytes=length_bytes)
+    if clip.codec == "av1" and (sequence := obu.read_sequence(configuration)) is not None:
+        return partial(obu.is_disposable, sequence=sequence)
+    return lambda packet: False
