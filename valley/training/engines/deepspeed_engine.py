@@ -177,5 +177,8 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
 
+    # On CPUs DeepSpeed would compile an all-reduce of its own: a minute of g++ in every new environment, and ranks that
+    # wait for ever for the lock of a build that was killed. Without it gloo reduces.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed
