@@ -7,10 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from training_makers import STAGE, batch, new_engine, new_model, run_ranks, samples, train, trained_weights
+from training_makers import (
+    STAGE,
+    batch,
+    new_engine,
+    new_model,
+    run_ranks,
+    run_settings,
+    samples,
+    train,
+    trained_weights,
+    write_data,
+)
 
-from valley.training.engines import ENGINES
+from valley.training.engines import ENGINES, Engine
+from valley.training.feed import Step, load_ahead
+from valley.training.job import Job, prepare_job
+from valley.training.meter import StepMeter
 from valley.training.settings import EngineSettings
+from valley.training.validation import Validator
 
 ALL = range(8)
 SPLITS = {"1x8": [ALL], "2x4": [range(4), range(4, 8)], "8x1": [[row] for row in ALL]}
@@ -173,20 +188,55 @@ def test_the_whole_weights_are_on_rank_0_though_no_rank_held_them(two_ranks: lis
     assert torch.equal(first[head], expected[head].to(torch.bfloat16))
 
 
+def test_ranks_with_unequal_numbers_of_micro_batches_all_say_so_instead_of_waiting(
+    two_ranks: list[dict[str, Any]],
+) -> None:
+    assert [results["unequal"] for results in two_ranks] == [
+        "step 7: ranks have unequal numbers of micro-batches, here 1",
+        "step 7: ranks have unequal numbers of micro-batches, here 2",
+    ]
+
+
+def test_ranks_share_out_the_held_out_samples_and_agree_on_the_loss(two_ranks: list[dict[str, Any]], job: Job) -> None:
+    alone = validator(new_engine("torch"), job)()
+
+    for results in two_ranks:
+        together = results["validation"]
+        assert together.num_samples == alone.num_samples == 7
+        assert together.loss == pytest.approx(alone.loss, abs=1e-5)
+        assert together.source_losses == pytest.approx(alone.source_losses, abs=1e-5)
+
+
+def validator(engine: Engine, job: Job) -> Validator:
+    assert job.held_out is not None
+    return Validator(engine, job.held_out, load_ahead, pad_id=0, micro_batch=2, max_samples=7)
+
+
+@pytest.fixture(scope="module")
+def job(folder: Path) -> Job:
+    sources = [write_data(folder, "pictures", 40), write_data(folder, "words", 30, pictures=False)]
+    return prepare_job(run_settings(folder, sources))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ranks")
 
 
 @pytest.fixture(scope="module")
-def two_ranks(folder: Path) -> list[dict[str, Any]]:
+def two_ranks(folder: Path, job: Job) -> list[dict[str, Any]]:
     """What two processes made of three steps with each variant, by rank; they also saved what they had then."""
-    return run_ranks(2, _train_together, str(folder), folder=folder)
+    return run_ranks(2, _train_together, str(folder), job, folder=folder)
 
 
-def _train_together(folder: str) -> dict[str, Any]:
+def _train_together(folder: str, job: Job) -> dict[str, Any]:
     rank = torch.distributed.get_rank()
-    results: dict[str, Any] = {}
+    engine = new_engine("torch")
+    results: dict[str, Any] = {"validation": validator(engine, job)()}
+    try:
+        StepMeter(engine).count(Step(7, (batch(ALL),) * (rank + 1)))
+    except RuntimeError as error:
+        results["unequal"] = str(error)
     for variant, (name, settings) in VARIANTS.items():
         rows = (MEDIA_EVERYWHERE if variant == "zero-3" else TWO_RANKS)[rank]
         engine = new_engine(name, settings=settings)

@@ -177,8 +177,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
 
-    # On CPUs DeepSpeed would compile an all-reduce of its own: a minute of g++ in every new environment, and ranks that
-    # wait for ever for the lock of a build that was killed. Without it gloo reduces.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        # On CPUs it would compile a shared-memory collective first (minutes on a busy machine; for ever behind the lock
+        # of a compilation that was killed), which only inference uses. Training reduces through torch.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
