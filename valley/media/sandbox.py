@@ -70,6 +70,7 @@ class Reading:
 
     Attributes:
         name: the file, as error messages call it.
+        process_id: of the child.
         info: what it is: the fields of `valley.media.probe.MediaInfo`.
         times_s: when each frame is shown, in seconds from the first.
         lost: positions of frames that damage touches; known when `pictures` has ended.
@@ -78,6 +79,7 @@ class Reading:
 
     def __init__(self, name: str, child: _Child, limits: Limits) -> None:
         self.name, self._child = name, child
+        self.process_id = child.pid
         self._deadline_s = limits.deadline_s
         self._ends_at = time.monotonic() + limits.deadline_s
         self.info: dict[str, Any] = {}

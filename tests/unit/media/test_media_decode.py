@@ -64,7 +64,9 @@ def test_decord_gives_the_same_frames_or_leaves_the_file_to_pyav(name, clips):
     )
 
 
-@pytest.mark.parametrize("name", ["long GOP", "variable frame rate", "edit list", "gradual refresh", "VP9", "AV1", "GIF"])
+@pytest.mark.parametrize(
+    "name", ["long GOP", "variable frame rate", "edit list", "gradual refresh", "VP9", "AV1", "GIF"]
+)
 def test_torchcodec_gives_the_frames_on_screen(name, clips):
     try:
         import torchcodec.decoders  # noqa: F401
@@ -117,7 +119,9 @@ def test_times_that_are_none_are_refused(times, clips):
 def test_frames_are_resized_as_they_come(clips):
     full = read_frames(clips("turned by 90"), [0.0, 1.0, 2.0])
 
-    small = read_frames(clips("turned by 90"), [0.0, 1.0, 2.0], size_px=64, interpolation="bilinear", resize_mode="squash")
+    small = read_frames(
+        clips("turned by 90"), [0.0, 1.0, 2.0], size_px=64, interpolation="bilinear", resize_mode="squash"
+    )
 
     expected = resize_crop(full.pixels, 64, interpolation="bilinear", resize_mode="squash")
     np.testing.assert_array_equal(small.pixels, expected)
@@ -142,7 +146,9 @@ def test_a_clip_that_changes_its_size_needs_a_size_to_be_resized_to(tmp_path):
             encoder = av.CodecContext.create("libx264", "w")
             encoder.width, encoder.height = size
             encoder.pix_fmt, encoder.time_base = "yuv420p", Fraction(1, FPS)
-            pictures = [av.VideoFrame.from_ndarray(picture(start + n, size)).reformat(format="yuv420p") for n in range(25)]
+            pictures = [
+                av.VideoFrame.from_ndarray(picture(start + n, size)).reformat(format="yuv420p") for n in range(25)
+            ]
             for number, frame in enumerate(pictures):
                 frame.pts, frame.time_base = start + number, Fraction(1, FPS)
             for packet in [p for frame in [*pictures, None] for p in encoder.encode(frame)]:
@@ -152,9 +158,7 @@ def test_a_clip_that_changes_its_size_needs_a_size_to_be_resized_to(tmp_path):
     with pytest.raises(UnsupportedMediaError, match="size"):
         read_frames(path, [0.5, 1.5])
     small, large = read_frames(path, [0.5], size_px=96).pixels, read_frames(path, [1.5], size_px=96).pixels
-    np.testing.assert_array_equal(
-        read_frames(path, [0.5, 1.5], size_px=96).pixels, np.concatenate([small, large])
-    )
+    np.testing.assert_array_equal(read_frames(path, [0.5, 1.5], size_px=96).pixels, np.concatenate([small, large]))
 
 
 def test_half_a_frame_a_second_is_the_paper_s_sampling(clips):

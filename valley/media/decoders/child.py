@@ -167,11 +167,10 @@ def _open_regular(path: str) -> FileIO:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
             raise Problem("missing", f"no file: {error.strerror}") from error
         raise
-    file = FileIO(descriptor)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise Problem("unsupported", "not a regular file")
-    return file
+    return FileIO(descriptor)
 
 
 def _not_too_long(info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:

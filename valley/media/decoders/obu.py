@@ -34,7 +34,7 @@ class _Bits:
 
 
 def read_sequence(configuration: bytes) -> Sequence | None:
-    """Returns the sequence header in an av1C record; None when there is none, or one with fields that few streams have."""
+    """Returns the sequence header in an av1C record; None when there is none, or one with fields of rare use."""
     header = next((data for kind, data in _units(configuration[4:]) if kind == _SEQUENCE_HEADER), None)
     if configuration[:1] != b"\x81" or header is None or len(header) < 8:
         return None
