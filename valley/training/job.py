@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from valley.data.loading import Loader, reading_policy
 from valley.data.manifest import Manifest, build_manifest
 from valley.data.order import EpochOrder
 from valley.data.rejects import KnownRejects, Reject, RejectBudget
+from valley.data.settings import SourceSettings
 from valley.data.split import split_rows
 from valley.errors import RejectLimitError, SettingsError
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
@@ -83,34 +84,26 @@ def prepare_job(settings: RunSettings) -> Job:
     """
     if "://" in settings.output:
         raise SettingsError([f"output: {settings.output}: must be a folder that all workers see, not a URI"])
-    data, stage = settings.data, settings.train
+    data = settings.data
+    if not any(source.weight for source in data.sources):
+        raise SettingsError(["data.sources: every weight is 0: there is nothing to learn from"])
     processor = build_processor(settings.model, data.sampling)
-    folder = Path(settings.output) / "manifests"
-    manifest = build_manifest(data.sources, folder, sampling=data.sampling, limits=data.limits)
+    manifest = _manifest(settings, data.sources, "data.sources")
     RejectBudget(data.max_rejected, data.rejects_grace).add(len(manifest), manifest.rejects())
+    # Serving must sample as training did, so the processor that is saved knows what differed from source to source.
+    processor.source_sampling = {s.name: s.sampling for s in manifest.sources if s.sampling != data.sampling}
     rows, held_out_rows = _split(manifest, settings)
-    order = EpochOrder(
-        manifest.row_sources,
-        manifest.lengths(processor.num_patches),
-        [source.weight for source in data.sources],
-        global_batch=stage.global_batch,
-        seed=settings.seed,
-        rows=rows,
-    )
+    weights = [source.weight for source in data.sources]
+    loader = _loader(manifest, processor, settings, weights, settings.train.global_batch, rows)
     held_out = None
     if data.validation.sources:
-        other = build_manifest(
-            data.validation.sources,
-            folder,
-            sampling=data.sampling,
-            limits=data.limits,
-            setting="data.validation.sources",
-        )
-        held_out = _held_out(other, None, processor, settings)
+        other = _manifest(settings, data.validation.sources, "data.validation.sources")
+        held_out = _loader(other, processor, settings, [1.0] * len(other.sources), settings.train.micro_batch)
     elif len(held_out_rows):
-        held_out = _held_out(manifest, held_out_rows, processor, settings)
-    loader = _loader(manifest, order, processor, settings)
-    return Job(settings, processor, loader, held_out, count_steps(order.batches_per_epoch, stage))
+        held_out = _loader(
+            manifest, processor, settings, [1.0] * len(weights), settings.train.micro_batch, held_out_rows
+        )
+    return Job(settings, processor, loader, held_out, count_steps(loader.order.batches_per_epoch, settings.train))
 
 
 def open_job(job: Job, *, num_nodes: int = 1) -> Job:
@@ -130,11 +123,11 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
         RejectLimitError: none of the first samples can be used: nothing would be learned.
         StorageError: storage failed on every try.
     """
-    shown = show_sample(job)
-    logger.info("one sample; what is supervised stands in double brackets, or in colour:\n%s", shown)
+    sample = find_sample(job)
+    logger.info("one sample; what is supervised stands in colour, or in double brackets:\n%s", _show(job, sample))
     job = replace(job, mlflow=start_run(job.settings, num_nodes=num_nodes))
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / SAMPLE_FILE).write_text(shown + "\n")
+    (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
     for stale in (ANSWERS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
         (job.folder / stale).unlink(missing_ok=True)
@@ -157,8 +150,8 @@ def job_status(job: Job) -> Iterator[None]:
     end_run(job.mlflow, "FINISHED")
 
 
-def show_sample(job: Job) -> str:
-    """Returns the first sample that can be used as text, its supervised tokens marked.
+def find_sample(job: Job) -> Sample:
+    """Returns the first sample that can be used.
 
     Raises:
         RejectLimitError: none of the first slots has one, with the reasons.
@@ -168,41 +161,47 @@ def show_sample(job: Job) -> str:
         sample = job.loader.load(slot)
         rejects += sample.rejects
         if sample.weight:
-            return f"{sample.sample_id}: {_mark(job.processor, sample)}"
+            return sample
     reasons = "\n".join(f"  {reject.sample_id}: {reject.path}: {reject.reason}" for reject in rejects[:10])
     raise RejectLimitError(f"nothing is supervised: none of the first samples can be used:\n{reasons}")
 
 
-def _mark(processor: ValleyProcessor, sample: Sample) -> str:
-    return processor.mask_sample(Encoded(sample.input_ids, sample.labels, sample.cut_tokens))
+def _show(job: Job, sample: Sample, *, colour: bool | None = None) -> str:
+    encoded = Encoded(sample.input_ids, sample.labels, sample.cut_tokens)
+    return f"{sample.sample_id}: {job.processor.mask_sample(encoded, colour=colour)}"
+
+
+def _manifest(settings: RunSettings, sources: Sequence[SourceSettings], setting: str) -> Manifest:
+    data, folder = settings.data, Path(settings.output) / "manifests"
+    return build_manifest(sources, folder, sampling=data.sampling, limits=data.limits, setting=setting)
 
 
 def _split(
     manifest: Manifest, settings: RunSettings
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
     """The rows to train on and those held out, which are none when validation has data files of its own."""
-    validation = settings.data.validation
+    validation, everything = settings.data.validation, np.arange(len(manifest))
     if validation.sources or not validation.fraction:
-        return np.arange(len(manifest)), np.zeros(0, dtype=np.int64)
-    return split_rows(manifest.row_sources, *manifest.media_keys(), fraction=validation.fraction, seed=settings.seed)
-
-
-def _held_out(
-    manifest: Manifest, rows: Int64[np.ndarray, " rows"] | None, processor: ValleyProcessor, settings: RunSettings
-) -> Loader:
-    """The loader of held-out samples, each once in a seeded order."""
-    order = EpochOrder(
-        manifest.row_sources,
-        manifest.lengths(processor.num_patches),
-        [1.0] * len(manifest.sources),
-        global_batch=settings.train.micro_batch,
-        seed=settings.seed,
-        rows=rows,
+        return everything, everything[:0]
+    train, held_out = split_rows(
+        manifest.row_sources, *manifest.media_keys(), fraction=validation.fraction, seed=settings.seed
     )
-    return _loader(manifest, order, processor, settings)
+    if not len(held_out):
+        logger.warning(
+            "no validation: data.validation.fraction=%g of %d samples is none", validation.fraction, len(manifest)
+        )
+    return train, held_out
 
 
-def _loader(manifest: Manifest, order: EpochOrder, processor: ValleyProcessor, settings: RunSettings) -> Loader:
-    policy = reading_policy(settings.data)
-    known = KnownRejects.load(Path(settings.output) / REJECTS_FILE, policy=policy)
+def _loader(
+    manifest: Manifest,
+    processor: ValleyProcessor,
+    settings: RunSettings,
+    weights: Sequence[float],
+    global_batch: int,
+    rows: Int64[np.ndarray, " rows"] | None = None,
+) -> Loader:
+    lengths = manifest.lengths(processor.num_patches)
+    order = EpochOrder(manifest.row_sources, lengths, weights, global_batch=global_batch, seed=settings.seed, rows=rows)
+    known = KnownRejects.load(Path(settings.output) / REJECTS_FILE, policy=reading_policy(settings.data))
     return Loader(manifest, order, processor, settings.data, size_px=processor.size_px, known=known)

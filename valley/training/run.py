@@ -72,8 +72,7 @@ def train_rank(
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
     """
     settings, stage = job.settings, job.settings.train
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    _settle_on(device)
     model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
     groups = prepare(model, stage)
     table = format_table(what_trains(model, groups))
@@ -110,8 +109,17 @@ def train_rank(
             report=keep,
             evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
         )
+        progress.close()
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
+
+
+def _settle_on(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # Hugging Face imports DeepSpeed when it saves a model, whatever the engine; it would ask where its GPU is.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def what_trains(model: ValleyForConditionalGeneration, groups: Sequence[Paramete
             sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
         )
         dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-        rows.append(ModuleRow(part, total, trainable, "+".join(dtypes), rates.get(part)))
+        rows.append(ModuleRow(part, total, trainable, "+".join(dtypes) or "-", rates.get(part)))
     return rows
 
 

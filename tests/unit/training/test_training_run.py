@@ -17,10 +17,11 @@ from training_makers import new_engine, processor, run_settings, write_data
 from valley.checkpoints import store
 from valley.data.collate import IGNORED, collate
 from valley.errors import RejectLimitError, SettingsError
+from valley.media.sampling import Sampling
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.training.curve import draw_loss_curve
 from valley.training.feed import load_ahead
-from valley.training.job import Job, job_status, open_job, prepare_job, show_sample
+from valley.training.job import Job, find_sample, job_status, open_job, prepare_job
 from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.summary import read_summary
@@ -144,7 +145,7 @@ def test_a_run_that_could_learn_nothing_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"id": "x", "image": "missing.png", "conversations": turns}]))
 
     with pytest.raises(RejectLimitError, match=r"nothing is supervised(.|\n)*missing\.png"):
-        show_sample(prepare_job(run_settings(tmp_path, [path])))
+        find_sample(prepare_job(run_settings(tmp_path, [path])))
 
 
 def test_a_remote_run_folder_is_refused_by_name(tmp_path: Path) -> None:
@@ -247,3 +248,22 @@ def test_rejects_of_all_kinds_end_in_one_table(tmp_path: Path) -> None:
         "pictures-2": ("decode", "EmptyMediaError"),
     }
     assert read_summary(job.folder)["rejected"] == len(rows)
+
+
+def test_the_saved_processor_knows_which_source_was_sampled_otherwise(tmp_path: Path) -> None:
+    sources = [write_data(tmp_path, name, 4, pictures=False) for name in ("usual", "dense")]
+    settings = run_settings(tmp_path, sources)
+    dense = settings.data.sources[1].model_copy(update={"sampling": Sampling(mode="fixed", num_frames=5)})
+    data = settings.data.model_copy(update={"sources": [settings.data.sources[0], dense]})
+
+    job = prepare_job(settings.model_copy(update={"data": data}))
+
+    assert job.processor.source_sampling == {"dense": Sampling(mode="fixed", num_frames=5)}
+
+
+def test_sources_that_all_weigh_nothing_are_refused(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path, [write_data(tmp_path, "words", 4, pictures=False)])
+    nothing = settings.data.sources[0].model_copy(update={"weight": 0.0})
+    data = settings.data.model_copy(update={"sources": [nothing]})
+    with pytest.raises(SettingsError, match=r"data\.sources: every weight is 0"):
+        prepare_job(settings.model_copy(update={"data": data}))
