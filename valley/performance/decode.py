@@ -241,7 +241,7 @@ def _report(figures: dict[str, dict[str, float | None]], readers: list[str]) -> 
     return "\n\n".join(
         [
             f"{versions('av', 'decord', 'torchcodec', 'torch', 'torchvision', 'open_clip_torch')}. CPU milliseconds a "
-            f"video from path to {SIZE_PX}-pixel uint8 frames at 0.5 FPS, all processes together on one core, median of "
+            f"video from path to {SIZE_PX}-pixel uint8 frames at 0.5 FPS, all processes on one core, median of "
             f"{ROUNDS - 1}, readers in turns; in brackets how many times Valley's cost that is.",
             table(["file", *readers], rows),
         ]
