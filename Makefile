@@ -53,7 +53,7 @@ test: venv ## the test suite
 	$(BIN)/pytest -m "not slow"
 
 test-slow: venv ## the tests that take longer
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow || test $$? -eq 5  # 5: no test is that slow at present
 
 cluster: venv ## start a Ray cluster on this machine (token authentication on)
 	cluster/local.sh start
