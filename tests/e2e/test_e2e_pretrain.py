@@ -86,6 +86,7 @@ print("new tokens:", generated.shape[1] - inputs["input_ids"].shape[1])
     assert "new tokens: 5" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_on_ray_with_deepspeed_give_the_plain_runs_losses(clips: Path, plain_run: RunSettings) -> None:
