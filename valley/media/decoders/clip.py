@@ -30,7 +30,7 @@ from .problems import Problem
 from .wholeness import missing_bytes
 
 KEPT_BYTES = 64 << 20
-"""Packets kept in memory from the pass that finds them to the one that decodes; a longer file is read twice."""
+"""Packets kept in memory from the pass that finds them to the one that decodes; a file with more is read twice."""
 
 CODECS = (
     frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
@@ -58,8 +58,9 @@ class Clip:
         unreadable: the demuxer gave up before the end.
     """
 
-    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int) -> None:
+    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int, kept_bytes: int = KEPT_BYTES) -> None:
         self.file, self.container = file, container
+        self._kept_bytes = kept_bytes
         self._file_bytes = os.fstat(file.fileno()).st_size
         self._max_pixels = max_pixels
         self._input = self._open()
@@ -126,6 +127,11 @@ class Clip:
             return "truncated: its last packet is incomplete"
         return ""
 
+    @property
+    def kept_packets(self) -> int:
+        """How many packets stand in memory."""
+        return len(self._kept or ())
+
     def decoder(self) -> VideoCodecContext:
         """Returns the stream's decoder. It has one thread: the workers share the cores."""
         context = self.stream.codec_context
@@ -160,7 +166,7 @@ class Clip:
         """
         self.missing_bytes = missing_bytes(self.file.fileno(), self.container, self._file_bytes)
         pts, durations, hidden = array("q"), array("q"), bytearray()
-        kept_bytes = 0
+        seen_bytes = 0
         try:
             for number, packet in enumerate(_demux(self._input, self.stream)):
                 self.counted |= packet.pts is None
@@ -172,8 +178,8 @@ class Clip:
                     self.keys.append(number)
                 if packet.is_corrupt:
                     self.corrupt.append(number)
-                kept_bytes += packet.size
-                if kept_bytes > KEPT_BYTES:
+                seen_bytes += packet.size
+                if seen_bytes > self._kept_bytes:
                     self._kept = None
                 elif self._kept is not None:
                     self._kept.append(packet)
