@@ -159,8 +159,8 @@ def test_a_moving_object_moves_visibly_between_pictures_two_seconds_apart_but_ne
     for scene in train:
         if scene.design in ("slide", "scale"):
             motion = scene.actors[0].motion
-            assert 0.4 <= motion.turns <= 0.75
-            assert motion.turns * 2 / scene.span_s < 0.4
+            assert 0.3 <= motion.turns <= 0.6
+            assert motion.turns * 2 / scene.span_s <= 0.3
 
 
 def test_between_two_events_there_is_a_sampled_picture(train):

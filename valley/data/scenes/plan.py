@@ -79,7 +79,7 @@ def _slide(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
     radius = deal.between(0.2, 0.34)
     room = _EDGE - radius
     rest = State(deal.within(room), deal.within(room), radius)
-    motion = Cycle(next(deal.axis), -room, room, start=deal.between(0.0, 1.0), turns=deal.between(0.4, 0.7))
+    motion = Cycle(next(deal.axis), -room, room, start=deal.between(0.0, 1.0), turns=deal.between(0.3, 0.5))
     return (deal.actor(rest, motion),)
 
 
@@ -88,7 +88,7 @@ def _scale(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
     low, high = deal.between(0.14, 0.18), deal.between(0.46, 0.54)
     room = _EDGE - high
     rest = State(deal.within(room), deal.within(room), high)
-    motion = Cycle("radius", low, high, start=deal.between(0.0, 1.0), turns=deal.between(0.45, 0.75))
+    motion = Cycle("radius", low, high, start=deal.between(0.0, 1.0), turns=deal.between(0.35, 0.6))
     return (deal.actor(rest, motion),)
 
 
