@@ -1,7 +1,7 @@
 """Pictures as the vision tower wants them: open_clip's own resize and crop, five to seven times faster.
 
 open_clip resizes PIL images one by one. The uint8 kernel that torchvision v2 uses computes the same filter with the
-same antialiasing on pictures that keep their channels last, as decoders write them: nowhere more than two levels from
+same antialiasing on pictures that keep their channels last, as decoders write them: nowhere more than three levels from
 PIL, on average a hundredth of a level when shrinking and up to a third when enlarging.
 """
 
