@@ -233,7 +233,7 @@ def hash_file(path: Path) -> str:
 def write_json(path: Path, content: object) -> None:
     """Writes JSON by rename: the file is the old one or the new one, never part of one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1))
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     _sync(partial)
     partial.rename(path)
     _sync(path.parent)

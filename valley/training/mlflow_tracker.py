@@ -97,7 +97,7 @@ def start_run(settings: RunSettings, *, num_nodes: int = 1, run_id: str | None =
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        client = _client(uri, max_retries="1")
+        client = _client(uri)
         if run_id is not None:
             client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             return MlflowRun(uri, run_id)
@@ -115,7 +115,7 @@ def end_run(run: MlflowRun | None, status: Literal["FINISHED", "FAILED", "KILLED
     from mlflow.exceptions import MlflowException
 
     try:
-        _client(run.uri, max_retries="1").set_terminated(run.run_id, status)
+        _client(run.uri).set_terminated(run.run_id, status)
     except (MlflowException, OSError) as error:
         logger.warning("MLflow: the run could not be marked as %s: %s", status, _first_line(error))
 
@@ -130,6 +130,7 @@ class MlflowTracker:
     def __init__(self, run: MlflowRun, *, flush_s: float = 60.0, max_points: int = _MAX_POINTS) -> None:
         self._uri, self._run_id, self._flush_s, self._max_points = run.uri, run.run_id, flush_s, max_points
         self._points: deque[tuple[str, float, int, int]] = deque()
+        self._num_sending = 0
         self._params: dict[str, str] = {}
         self._artifacts: deque[tuple[Path, str]] = deque()
         self._changed = threading.Condition()
@@ -169,7 +170,7 @@ class MlflowTracker:
         with self._changed:
             self._abandoned = True
             self._changed.notify()
-            lost = len(self._points) + self.dropped_points
+            lost = len(self._points) + self._num_sending + self.dropped_points
             if lost or self._artifacts or self._params or self._thread.is_alive():
                 logger.warning(
                     "MLflow: %d points, %d parameters and %d artifacts did not reach %s",
@@ -215,9 +216,7 @@ class MlflowTracker:
             try:
                 self._call(lambda metrics=metrics: client.log_batch(self._run_id, metrics=metrics))
             except BaseException:
-                with self._changed:
-                    self._points.extendleft(reversed(batch))
-                    self._drop_oldest()
+                self._put_back(batch)
                 raise
 
     def _send_artifacts(self, client: MlflowClient) -> None:
@@ -244,7 +243,14 @@ class MlflowTracker:
 
     def _take_points(self) -> list[tuple[str, float, int, int]]:
         with self._changed:
-            return [self._points.popleft() for _ in range(min(len(self._points), _POINTS_A_CALL))]
+            self._num_sending = min(len(self._points), _POINTS_A_CALL)
+            return [self._points.popleft() for _ in range(self._num_sending)]
+
+    def _put_back(self, batch: list[tuple[str, float, int, int]]) -> None:
+        with self._changed:
+            self._num_sending = 0
+            self._points.extendleft(reversed(batch))
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         """Keeps the queue within its bound; the lock is held."""
@@ -266,10 +272,9 @@ class MlflowTracker:
             self._changed.wait_for(lambda: self._abandoned, timeout=_RETRY_S)
 
 
-def _client(uri: str, max_retries: str | None = None) -> MlflowClient:
-    """Returns a client; `max_retries` bounds how often MLflow itself tries a server again (minutes by default)."""
-    if max_retries is not None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", max_retries)
+def _client(uri: str) -> MlflowClient:
+    """Returns a client that tells soon when nobody answers: trying again, for minutes in MLflow, is done here."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for noisy in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if path := _sqlite_path(uri):

@@ -72,16 +72,8 @@ def train_rank(
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
     """
     settings, stage = job.settings, job.settings.train
-    _settle_on(device)
-    model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
-    groups = prepare(model, stage)
-    table = format_table(what_trains(model, groups))
-    frozen = name_frozen_parts(model, groups, settings) if place_among_ranks()[0] == 0 else {}
-    peak = peak_flops(device, stage.precision)
-    flops = FlopCounter(model, groups) if peak else None
-    engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
+    engine, meter, keeper, table = _build(job, device)
     ledger = Ledger(engine, job.folder, settings.data, job.rejects)
-    keeper = Keeper(job, engine, frozen)
     with _outlets(job, engine) as (tracker, progress):
         progress.say(table)
         _log_beginnings(job, engine, table, tracker)
@@ -92,26 +84,43 @@ def train_rank(
             ledger.write()
             report(keeper.keep(done, validation_loss))
 
-        result = fit(
-            engine,
-            share.assemble(samples, job.processor.tokenizer.pad_token_id),
-            total_steps=job.total_steps,
-            factor=partial(learning_rate_factor, total_steps=job.total_steps, warmup_ratio=stage.warmup_ratio),
-            meter=StepMeter(engine, flops, peak),
-            cadence=Cadence(
-                log_steps=settings.tracking.every_steps,
-                evaluate_steps=settings.data.validation.every_steps,
-                report_steps=settings.checkpoint.every_steps,
-            ),
-            tracker=tracker,
-            progress=progress,
-            inspect=ledger.inspect,
-            report=keep,
-            evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
-        )
-        progress.close()
+        try:
+            result = fit(
+                engine,
+                share.assemble(samples, job.processor.tokenizer.pad_token_id),
+                total_steps=job.total_steps,
+                factor=partial(learning_rate_factor, total_steps=job.total_steps, warmup_ratio=stage.warmup_ratio),
+                meter=meter,
+                cadence=Cadence(
+                    log_steps=settings.tracking.every_steps,
+                    evaluate_steps=settings.data.validation.every_steps,
+                    report_steps=settings.checkpoint.every_steps,
+                ),
+                tracker=tracker,
+                progress=progress,
+                inspect=ledger.inspect,
+                report=keep,
+                evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
+            )
+        finally:
+            progress.close()
+            ledger.write()
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
+
+
+def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, str]:
+    """Builds the model and what trains it; also returns the table of what trains."""
+    settings, stage = job.settings, job.settings.train
+    _settle_on(device)
+    model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
+    groups = prepare(model, stage)
+    table = format_table(what_trains(model, groups))
+    frozen = name_frozen_parts(model, groups, settings) if place_among_ranks()[0] == 0 else {}
+    peak = peak_flops(device, stage.precision)
+    flops = FlopCounter(model, groups) if peak else None
+    engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
+    return engine, StepMeter(engine, flops, peak), Keeper(job, engine, frozen), table
 
 
 def _settle_on(device: torch.device) -> None:
@@ -134,7 +143,6 @@ def _outlets(job: Job, engine: Engine) -> Iterator[tuple[Tracker, Progress]]:
     try:
         yield tracker, progress
     finally:
-        progress.close()
         tracker.close()
 
 
@@ -180,9 +188,8 @@ def _examiner(
 
 
 def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: Tracker, result: FitResult) -> None:
-    """Writes the final model, the table of rejects, the loss curve and the summary."""
+    """Writes the final model, the loss curve and the summary."""
     model = keeper.save_model()
-    ledger.write()
     if engine.rank != 0:
         return
     folder = job.folder

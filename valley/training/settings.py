@@ -79,7 +79,7 @@ class TrackingSettings(Settings):
     every_steps: PositiveInt = 1
     """Steps between two points of a curve."""
     flush_s: PositiveFloat = 120.0
-    """Seconds to wait, at the end, for what has not reached the server yet."""
+    """Seconds to wait, at the end, for what has not reached the server yet, the model included."""
     log_model: bool = True
     """Keep the final model among the run's artifacts, besides the run folder."""
 

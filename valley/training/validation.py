@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from valley.checkpoints.store import write_json
 from valley.data.collate import IGNORED, Sample, collate
 from valley.data.loading import Loader
 from valley.data.order import EMPTY
@@ -159,20 +160,21 @@ def answer_prompts(engine: Engine, processor: ValleyProcessor, prompts: Sequence
         step: steps taken.
 
     Returns:
-        One answer a prompt; none on ranks that did not take part.
+        One answer a prompt, on rank 0; none on others.
     """
     if engine.rank != 0 and engine.replicates_weights:
         return []
     with engine.inference():
-        return [_answer(engine, processor, prompt, step) for prompt in prompts]
+        answers = [_answer(engine, processor, prompt, step) for prompt in prompts]
+    return answers if engine.rank == 0 else []
 
 
 def append_answers(path: Path, answers: Sequence[Answer]) -> None:
     """Adds answers to a JSON table of columns and rows, as pandas (`orient="split"`) and MLflow read it."""
     columns = [field.name for field in fields(Answer)]
-    table = json.loads(path.read_text()) if path.exists() else {"columns": columns, "data": []}
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"columns": columns, "data": []}
     table["data"] += [list(asdict(answer).values()) for answer in answers]
-    path.write_text(json.dumps(table, indent=1, ensure_ascii=False))
+    write_json(path, table)
 
 
 def _prompt(loader: Loader, sample: Sample) -> Prompt:
