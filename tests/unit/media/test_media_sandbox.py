@@ -36,9 +36,10 @@ def child(clips) -> int:
 
 
 def is_there(pid: int) -> bool:
-    """Whether a process is alive; one that has ended but was not waited for is not."""
+    """Whether any thread of a process still runs; one that has ended but was not waited for does not."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return len(threads) > 1 or (threads[0] / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 
