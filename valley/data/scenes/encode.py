@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.video.reformatter import VideoReformatter
 
 from valley.data.scenes.render import pictures
 from valley.data.scenes.scene import Scene
@@ -25,8 +26,10 @@ def film(scene: Scene, path: Path) -> None:
             stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
             stream.codec_context.thread_count = 1  # the scenes are the parallel part, and frames must not depend on it
             stream.codec_context.time_base = Fraction(1, scene.fps)
+            convert = VideoReformatter().reformat
             for number, picture in enumerate(pictures(scene)):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                if picture is not None:
+                    frame = convert(av.VideoFrame.from_ndarray(picture, format="rgb24"), format="yuv420p")
                 frame.pts, frame.time_base = number, Fraction(1, scene.fps)
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))

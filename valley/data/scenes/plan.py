@@ -21,7 +21,7 @@ Split = Literal["train", "heldout"]
 T = TypeVar("T")
 
 SIZES = ((192, 144), (240, 240), (256, 192), (320, 180), (180, 320))
-FRAME_RATES = (8, 10, 12, 15, 24, 30)
+FRAME_RATES = (8, 8, 10, 10, 12, 12, 15, 24, 30)
 SPANS_S = (4, 4, 4, 6, 6, 6, 8, 8, 10, 12, 16, 24)
 MAX_COUNT = 4
 

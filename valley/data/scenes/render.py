@@ -183,14 +183,19 @@ class Painter:
 
     def paint(self, time_s: float) -> Image:
         """The picture at a time of the scene as it was played (not reversed). The next call overwrites it."""
+        self.repaint(time_s)
+        return self._canvas
+
+    def repaint(self, time_s: float) -> bool:
+        """Bring the canvas up to a time; returns whether that changed anything."""
         states = tuple(map(self._snapped, self._scene.states(time_s)))
         if states == self._states:
-            return self._canvas
+            return False
         for box in self._boxes:
             self._canvas[box] = self._background[box]
         self._boxes = [self._draw(actor, state) for actor, state in zip(self._scene.actors, states, strict=True)]
         self._states = states
-        return self._canvas
+        return True
 
     def _snapped(self, state: State) -> State:
         """The state to the nearest eighth of a pixel: what moves slower than that need not be painted every time."""
@@ -220,8 +225,12 @@ class Painter:
         return box
 
 
-def pictures(scene: Scene) -> Iterator[Image]:
-    """The scene's frames in order of presentation. Each is overwritten by the next: copy what is to be kept."""
+def pictures(scene: Scene) -> Iterator[Image | None]:
+    """The scene's frames in order of presentation, with None for one that is like the one before.
+
+    Each is overwritten by the next: copy what is to be kept.
+    """
     painter = Painter(scene)
     for index in range(scene.num_frames):
-        yield painter.paint(scene.stage_time(index))
+        time_s = scene.stage_time(index)
+        yield painter.paint(time_s) if painter.repaint(time_s) else None

@@ -58,7 +58,7 @@ class Coding:
 
 CODINGS = (
     Coding("ultrafast", gop=12, b_frames=0),
-    Coding("superfast", gop=48, b_frames=2),
+    Coding("ultrafast", gop=48, b_frames=2),
     Coding("superfast", gop=250, b_frames=3),
 )
 
