@@ -26,7 +26,9 @@ from valley.training.engines import ENGINES, Engine
 from valley.training.settings import EngineSettings, RunSettings, StageSettings
 from valley.training.stage import prepare
 
-MODEL = ModelSettings(vision=VisionSettings(name="tiny", pretrained=None), llm=LLMSettings(name="tiny"), temporal="v3")
+MODEL = ModelSettings(
+    vision=VisionSettings(name="tiny", pretrained=None, micro_batch=2), llm=LLMSettings(name="tiny"), temporal="v3"
+)
 STAGE = StageSettings(
     train_added_tokens=True,
     learning_rate=1e-2,

@@ -14,11 +14,12 @@ import torch
 from ray.train import DataConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from valley.distributed.cluster import Split, connect, num_nodes, share_out
+from valley.distributed.cluster import Split, connect, num_nodes, share_out, store_bytes_used
 from valley.distributed.data import RayStream
 from valley.errors import ValleyError
 from valley.training.feed import load_ahead
 from valley.training.job import Job, job_status, open_job, prepare_job
+from valley.training.meter import process_gauges
 from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.summary import format_summary, read_summary
@@ -71,7 +72,13 @@ def _work(config: dict[str, Any]) -> None:
     # While the ranks validate, the training's decoders are held back but keep their CPUs: held-out samples are loaded
     # by threads of this process, on the cores that those decoders leave idle.
     held_out = partial(load_ahead, num_threads=split.decoders_per_worker)
-    train_rank(job, stream=RayStream(split), validation_stream=held_out, device=get_device())
+    train_rank(job, stream=RayStream(split), validation_stream=held_out, device=get_device(), gauges=_gauges)
+
+
+def _gauges() -> dict[str, float]:
+    """This process's memory, and how full the cluster's object store is."""
+    share = store_bytes_used() / max(ray.cluster_resources().get("object_store_memory", 0), 1)
+    return {**process_gauges(), "memory/object_store_share": share}
 
 
 def _raise_cause(error: ray.train.TrainingFailedError) -> NoReturn:

@@ -65,7 +65,7 @@ def build_model(
         model = ValleyForConditionalGeneration(config, language_model)
         for parameter in model.parameters():  # not the buffers: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(dtype)
-        load_pretrained(model.vision_tower, tower)
+        load_pretrained(model.vision_tower, model.config.vision_config)
         _start_added_tokens(model, len(processor.tokenizer))
     _set_generation(model, processor)
     model.eval()  # type: ignore[no-untyped-call]  # transformers

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from valley.errors import ModelError
+from valley.media.transform import Interpolation, ResizeMode
 from valley.model.temporal import TEMPORAL
 from valley.model.tiny import TINY_TOWER
 
@@ -45,8 +46,8 @@ class ValleyVisionConfig(PreTrainedConfig):
     size_px: int = 56
     mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    interpolation: str = "bicubic"
-    resize_mode: str = "shortest"
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
     micro_batch: int = 32
 
     def __post_init__(self, **kwargs: Any) -> None:

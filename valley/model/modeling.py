@@ -206,6 +206,8 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         has_media = pixel_values is not None or frame_tokens is not None
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids, pixel_values, num_frames, frame_tokens)
+            if labels is not None and not has_media:
+                inputs_embeds = inputs_embeds + self._touch_visual_parameters(inputs_embeds)
         elif has_media:
             raise ValueError("media need input_ids: their places cannot be found in inputs_embeds")
         inputs = {
@@ -218,12 +220,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             outputs: ModelOutput = self.language_model(use_cache=use_cache, logits_to_keep=logits_to_keep, **inputs)
             return outputs
-        outputs = supervised_loss(
-            self.language_model, labels, num_items_in_batch, return_logits=return_logits, **inputs
-        )
-        if not has_media:
-            outputs["loss"] = outputs["loss"] + self._touch_visual_parameters()
-        return outputs
+        return supervised_loss(self.language_model, labels, num_items_in_batch, return_logits=return_logits, **inputs)
 
     def _embed(
         self,
@@ -278,15 +275,17 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return places
 
-    def _touch_visual_parameters(self) -> Float[Tensor, ""]:
+    def _touch_visual_parameters(self, embeds: Float[Tensor, "B L H"]) -> Float[Tensor, ""]:
         """Returns 0 with a zero gradient for every visual parameter, by way of one blank frame.
 
         Ranks reduce gradients together: a rank whose batch has no media must not leave parameters out, or ZeRO-2 stops
-        in a mismatched collective. Running the modules, not just adding their parameters up, lets ZeRO-3 gather them.
+        in a mismatched collective. ZeRO-3 gathers weights as modules run, so they run here, and where they do with
+        media: before the language model.
         """
         size_px = self.config.vision_config.size_px
-        blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8, device=self.projector.weight.device)
-        return 0 * self.visual_features(blank, torch.ones(1, dtype=torch.long, device=blank.device)).sum()
+        blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8, device=embeds.device)
+        visual = self.visual_features(blank, torch.ones(1, dtype=torch.long, device=blank.device))
+        return 0 * visual.sum().to(embeds.dtype)
 
     # Generation
 

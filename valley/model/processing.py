@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,7 +16,6 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from valley.errors import ModelError, RecordError
 from valley.media.sampling import Sampling
-from valley.media.transform import Interpolation, ResizeMode
 from valley.model.conversation import (
     MEDIA,
     SUPERVISED,
@@ -252,6 +251,7 @@ class ValleyProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         videos: Any = None,
+        audio: None = None,
         *,
         return_tensors: str | None = "pt",
         padding: bool = True,
@@ -265,6 +265,7 @@ class ValleyProcessor(ProcessorMixin):
             text: prompts. One that `apply_chat_template` rendered keeps text and control apart; in any other string
                 each special token is control and each `<video>` and `<image>` a medium.
             videos: sampled frames (uint8 `[T, H, W, 3]`, or a list of pictures) for each `<video>`, in order.
+            audio: nothing; Hugging Face's pipelines name it.
             return_tensors: `pt` or `np`; None: ids as lists.
             padding: pad the prompts to the longest.
             padding_side: left for generation; right for training.
@@ -377,8 +378,8 @@ def build_processor(settings: ModelSettings, sampling: Sampling) -> ValleyProces
             tower.size_px,
             tower.mean,
             tower.std,
-            cast("Interpolation", tower.interpolation),
-            cast("ResizeMode", tower.resize_mode),
+            tower.interpolation,
+            tower.resize_mode,
         ),
         template=settings.template,
         system=settings.system,

@@ -60,7 +60,8 @@ def vision_config(settings: VisionSettings) -> ValleyVisionConfig:
 def load_pretrained(tower: VisionTower, config: ValleyVisionConfig) -> None:
     """Puts the pretrained weights of `config` into a tower.
 
-    Where they cannot be had (no network, nothing in the cache) the tower stays random, and a warning says so.
+    Where they cannot be had (no network, nothing in the cache) the tower stays random; a warning says so, and so does
+    `config` from then on.
 
     Raises:
         ModelError: weights that are there but do not fit.
@@ -85,6 +86,7 @@ def load_pretrained(tower: VisionTower, config: ValleyVisionConfig) -> None:
             config.pretrained,
             error,
         )
+        config.pretrained = None
         return
     tower.visual.load_state_dict(model.visual.state_dict())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import importlib
 import json
 import os
 import statistics
@@ -149,12 +150,12 @@ def _pyav_reader() -> Callable[[str], Pictures]:
 
 
 def _torchcodec_reader() -> Callable[[str], Pictures]:
-    from torchcodec.decoders import VideoDecoder
+    decoders: Any = importlib.import_module("torchcodec.decoders")  # typed or not, as it is installed or not
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as transform
 
     def read(path: str) -> Pictures:
-        video = VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
+        video = decoders.VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate")
         about = video.metadata
         times_s = [about.begin_stream_seconds + t for t in np.arange(0, about.duration_seconds, EVERY_S)]
         frames = video.get_frames_played_at(times_s).data

@@ -100,7 +100,7 @@ def name_frozen_parts(
     Call it before an engine takes the model apart (ZeRO-3).
     """
     trained = {group.module for group in groups}
-    vision, llm = settings.model.vision, settings.model.llm
+    vision, llm = model.config.vision_config, settings.model.llm
     new = f"random, seed {settings.seed}"
     llm_weights = new if llm.name == "tiny" or llm.random_weights else llm.gguf_file or ""
     sources = {"vision": f"{vision.name} {vision.pretrained or new}", "llm": f"{llm.name} {llm_weights}".strip()}

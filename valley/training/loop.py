@@ -69,6 +69,7 @@ def fit(
     inspect: Callable[[Step, Counts], None],
     report: Callable[[int, float | None], None],
     evaluate: Callable[[int], float] | None = None,
+    gauges: Callable[[], dict[str, float]] = dict,
     result: FitResult | None = None,
 ) -> FitResult:
     """Trains until `total_steps` steps are taken; every rank calls it.
@@ -86,6 +87,7 @@ def fit(
         report: writes a checkpoint, given the steps taken and the validation loss measured after them, if it was. It is
             also called whenever that loss is the lowest so far, so that the best weights are always kept.
         evaluate: measures the validation loss, given the steps taken.
+        gauges: read at every point of a curve: what is true of a moment, not of a step.
         result: what was known before, when a run goes on.
 
     Returns:
@@ -104,7 +106,7 @@ def fit(
         result.loss_last = figures.loss
         is_last = done >= total_steps
         if _due(done, cadence.log_steps, is_last):
-            tracker.log_metrics(done, figures.metrics())
+            tracker.log_metrics(done, figures.metrics() | gauges())
         progress.update(_moment(done, figures))
         measured = None
         if evaluate is not None and _due(done, cadence.evaluate_steps, is_last):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from valley.data.collate import Batch
@@ -107,18 +108,26 @@ class Totals:
     num_places: int = 0
     num_frames: int = 0
     seconds: float = 0.0
-    wait_s: float = 0.0
+    later_s: float = 0.0
+    later_wait_s: float = 0.0
     peak_memory_bytes: int = 0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time spent waiting for data, without the first step, which waits for the decoders to start."""
+        return self.later_wait_s / max(self.later_s, 1e-9)
 
     def add(self, figures: Figures) -> None:
         """Adds a step."""
+        if self.num_steps:
+            self.later_s += figures.seconds
+            self.later_wait_s += figures.wait_s
         self.num_steps += 1
         self.num_samples += figures.counts.num_samples
         self.num_tokens += figures.counts.num_tokens
         self.num_places += figures.counts.num_places
         self.num_frames += figures.counts.num_frames
         self.seconds += figures.seconds
-        self.wait_s += figures.wait_s
         self.peak_memory_bytes = max(self.peak_memory_bytes, figures.peak_memory_bytes)
 
 
@@ -181,6 +190,11 @@ class StepMeter:
             len(batch.pixel_values),
             self._flops(batch) if self._flops else 0.0,
         )
+
+
+def process_gauges() -> dict[str, float]:
+    """Returns what this process holds in memory now."""
+    return {"memory/rss_gib": psutil.Process().memory_info().rss / 2**30}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

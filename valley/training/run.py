@@ -22,7 +22,7 @@ from valley.training.job import ANSWERS_FILE, SAMPLE_FILE, SETTINGS_FILE, Job, j
 from valley.training.keeper import Keeper, name_frozen_parts
 from valley.training.ledger import Ledger
 from valley.training.loop import Cadence, FitResult, fit
-from valley.training.meter import StepMeter
+from valley.training.meter import StepMeter, process_gauges
 from valley.training.mlflow_tracker import MlflowTracker
 from valley.training.progress import Progress, make_progress
 from valley.training.settings import RunSettings
@@ -58,6 +58,7 @@ def train_rank(
     stream: Stream = load_ahead,
     validation_stream: Stream = load_ahead,
     report: Callable[[Path], None] = lambda checkpoint: None,
+    gauges: Callable[[], dict[str, float]] = process_gauges,
 ) -> FitResult:
     """Trains as one rank of torch's process group, or alone when there is none; all ranks call it.
 
@@ -67,6 +68,7 @@ def train_rank(
         stream: loads the training slots.
         validation_stream: loads the held-out ones.
         report: is told of every checkpoint once it is complete, on all ranks.
+        gauges: figures of the moment, for the curves.
 
     Returns:
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
@@ -101,6 +103,7 @@ def train_rank(
                 inspect=ledger.inspect,
                 report=keep,
                 evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
+                gauges=gauges if engine.rank == 0 else dict,
             )
         finally:
             progress.close()

@@ -49,7 +49,7 @@ def summarise(
         "samples_per_s": round(totals.num_samples / seconds, 3),
         "tokens_per_s": round(totals.num_tokens / seconds, 1),
         "frames_per_s": round(totals.num_frames / seconds, 3),
-        "data_wait_share": round(totals.wait_s / seconds, 4),
+        "data_wait_share": round(totals.wait_share, 4),
         "padding_share": round(1 - totals.num_tokens / max(totals.num_places, 1), 4),
         "peak_memory_gib": round(totals.peak_memory_bytes / 2**30, 3),
         "rejected": num_rejected,

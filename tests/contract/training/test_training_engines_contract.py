@@ -31,8 +31,6 @@ ALL = range(8)
 SPLITS = {"1x8": [ALL], "2x4": [range(4), range(4, 8)], "8x1": [[row] for row in ALL]}
 # Micro-batches of two ranks; the first of the second rank's is text only, beside video on the first rank.
 TWO_RANKS = [[[0, 2], [3, 5]], [[1, 4], [7, 6]]]
-# Under ZeRO-3 the weights of the tower are gathered as it runs, so here every rank has media in every micro-batch.
-MEDIA_EVERYWHERE = [[[0, 2], [3]], [[5], [6]]]
 VARIANTS = {
     "torch": ("torch", EngineSettings()),
     "zero-1": ("deepspeed", EngineSettings(zero_stage=1, overlap_comm=False)),
@@ -135,7 +133,7 @@ def test_bf16_computes_near_fp32_on_fp32_masters() -> None:
         assert {p.dtype for key, p in engine.model.named_parameters() if "language_model" in key} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "zero-3"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_two_ranks_one_of_them_with_text_only_train_as_one(
     variant: str,
     two_ranks: list[dict[str, Any]],
@@ -148,16 +146,8 @@ def test_two_ranks_one_of_them_with_text_only_train_as_one(
         assert found_losses == pytest.approx(losses, abs=1e-3)
         assert found_norms == pytest.approx(norms, rel=1e-3)
         for parameter, value in found_weights.items():
-            torch.testing.assert_close(value, weights[parameter], atol=1e-3, rtol=1e-3)
-
-
-def test_two_ranks_that_share_out_all_weights_train_as_one(two_ranks: list[dict[str, Any]]) -> None:
-    losses, norms = train(new_engine("torch"), 3, [rows for rank in MEDIA_EVERYWHERE for rows in rank])
-
-    for results in two_ranks:
-        found_losses, found_norms, _ = results["zero-3"]
-        assert found_losses == pytest.approx(losses, abs=1e-3)
-        assert found_norms == pytest.approx(norms, rel=1e-3)
+            if variant != "zero-3":  # where no rank holds them whole; what it trained is loaded and looked at below
+                torch.testing.assert_close(value, weights[parameter], atol=1e-3, rtol=1e-3)
 
 
 def test_ranks_gather_what_each_has_in_their_order(two_ranks: list[dict[str, Any]]) -> None:
@@ -168,7 +158,7 @@ def test_ranks_gather_what_each_has_in_their_order(two_ranks: list[dict[str, Any
 def test_what_two_ranks_saved_serves_one_rank_of_any_engine(
     variant: str, two_ranks: list[dict[str, Any]], folder: Path
 ) -> None:
-    rows = [row for rank in (MEDIA_EVERYWHERE if variant == "zero-3" else TWO_RANKS) for row in rank]
+    rows = [row for rank in TWO_RANKS for row in rank]
     straight = new_engine("torch")
     losses, _ = train(straight, 6, rows, FACTORS)
 
@@ -238,7 +228,7 @@ def _train_together(folder: str, job: Job) -> dict[str, Any]:
     except RuntimeError as error:
         results["unequal"] = str(error)
     for variant, (name, settings) in VARIANTS.items():
-        rows = (MEDIA_EVERYWHERE if variant == "zero-3" else TWO_RANKS)[rank]
+        rows = TWO_RANKS[rank]
         engine = new_engine(name, settings=settings)
         results[variant] = (*train(engine, 3, rows), trained_weights(engine))
         results["gathered"] = engine.all_gather([f"rank {rank}"])

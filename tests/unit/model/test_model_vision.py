@@ -129,6 +129,7 @@ def test_weights_that_cannot_be_had_leave_the_tower_random_and_say_so(
     assert len(said) == 1
     assert said[0].startswith("THE VISION TOWER ViT-B-32-quickgelu IS RANDOM: its weights 'openai' cannot be had")
     assert "out of reach" in said[0]
+    assert config.pretrained is None
     assert all(torch.equal(value, before[name]) for name, value in tower.state_dict().items())
 
 

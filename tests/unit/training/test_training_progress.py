@@ -60,7 +60,14 @@ def test_other_ranks_are_silent() -> None:
 
 def test_the_summary_divides_by_the_time_spent_in_steps_and_holds_no_nan(tmp_path: Path) -> None:
     totals = Totals(
-        num_steps=4, num_samples=30, num_tokens=900, num_places=1000, num_frames=60, seconds=2.0, wait_s=0.5
+        num_steps=4,
+        num_samples=30,
+        num_tokens=900,
+        num_places=1000,
+        num_frames=60,
+        seconds=2.0,
+        later_s=1.6,
+        later_wait_s=0.4,
     )
     result = FitResult(totals, loss_first=3.0, loss_last=float("nan"), best_loss=1.5, best_step=2, validation_loss=1.75)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from valley.checkpoints.fragments import MASTER, MOMENTUM, VARIANCE, Fragment, FragmentReader
 from valley.data.collate import Batch
 from valley.model.modeling import ValleyForConditionalGeneration
+from valley.model.vision import VisionTower
 from valley.training.engines.base import BaseEngine, make_adamw
 from valley.training.settings import EngineSettings, StageSettings
 from valley.training.stage import ParameterGroup
@@ -67,6 +68,8 @@ class DeepSpeedEngine(BaseEngine):
         super().__init__(model, groups, stage)
         self.device = device
         model.train()
+        # ZeRO-3 gathers the tower whole: ranks with more frames call its blocks more often than others.
+        deepspeed.utils.set_z3_leaf_modules(model, [VisionTower])
         engine_and_optimizer: tuple[Any, ...] = deepspeed.initialize(
             model=model,
             optimizer=make_adamw(groups, stage, torch.device("cpu") if settings.offload else device),

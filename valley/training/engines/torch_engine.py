@@ -38,7 +38,7 @@ class TorchEngine(BaseEngine):
         self._optimizer = make_adamw(groups, stage, device)
         self._num_updates = 0
         if self.world_size > 1:
-            for parameter in self._parameters:
+            for parameter in model.parameters():  # frozen ones too: a rank may have had another file
                 dist.broadcast(parameter.data, src=0)
 
     def loss(self, batch: Batch, num_items: int) -> Float[Tensor, ""]:
