@@ -52,6 +52,15 @@ Location = Annotated[str, AfterValidator(_absolute)]
 """A path or fsspec URI; a relative path is taken from `$VALLEY_HOME`, else from the working directory."""
 
 
+def _absolute_if_there(name: str) -> str:
+    path = Path(os.environ.get("VALLEY_HOME") or Path.cwd()) / Path(name).expanduser()
+    return str(path) if path.exists() else name
+
+
+Weights = Annotated[str, AfterValidator(_absolute_if_there)]
+"""A name on a hub, or a path, which is taken as `Location` takes it when something is there."""
+
+
 def preset_names() -> list[str]:
     """Names that `--config` takes besides a file's path."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -76,12 +85,13 @@ def load_settings(model: type[S], config: str | None, overrides: Sequence[str] =
             _assign(tree, *_parse_override(word))
         except SettingsError as error:
             problems += error.problems
+    try:
+        settings = model.model_validate(tree)
+    except ValidationError as error:
+        problems += [_explain(model, detail) for detail in error.errors()]
     if problems:
         raise SettingsError(problems)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise SettingsError([_explain(model, detail) for detail in error.errors()]) from None
+    return settings
 
 
 def read_config(name_or_path: str) -> dict[str, Any]:
@@ -132,7 +142,8 @@ def _join_split_values(words: Sequence[str]) -> list[str]:
             joined[-1] += f" {word}"
         else:
             joined.append(word)
-        depth += sum(word.count(mark) for mark in "[{") - sum(word.count(mark) for mark in "]}")
+        if depth > 0 or word.partition("=")[2].startswith(("[", "{")):
+            depth += sum(word.count(mark) for mark in "[{") - sum(word.count(mark) for mark in "]}")
     return joined
 
 
@@ -185,7 +196,9 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         return f"{path}: unknown setting; {hint}known here: {', '.join(known)}"
     if detail["type"] == "missing":
         return f"{path}: required"
-    return f"{path}: {detail['msg'][0].lower()}{detail['msg'][1:]}, found {detail['input']!r}"
+    reason = detail["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(detail["input"], dict | BaseModel) else f", found {detail['input']!r}"
+    return f"{path}: {reason[0].lower()}{reason[1:]}{found}"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:

@@ -1,18 +1,20 @@
 """Whole runs of the pre-training job, from data files to a checkpoint that Hugging Face's classes load."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 from e2e_clips import write_clip, write_records
+from mlflow import MlflowClient
 
 from valley.config import load_settings
 from valley.distributed.train import run_on_ray
 from valley.errors import RejectLimitError
-from valley.training.plan import plan_run
 from valley.training.run import run_plain
 from valley.training.settings import RunSettings
 from valley.training.tracking import read_curve
@@ -90,7 +92,7 @@ print("new tokens:", generated.shape[1] - inputs["input_ids"].shape[1])
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_on_ray_with_deepspeed_give_the_plain_runs_losses(clips: Path, plain_run: RunSettings) -> None:
-    settings = settings_of(clips, "ray", "cluster.num_workers=2", "train.epochs=3")
+    settings = settings_of(clips, "ray", "cluster.num_workers=2", "cluster.cpus_per_worker=0.5", "train.epochs=3")
     run_on_ray(settings)
     plain = read_curve(Path(plain_run.output) / "metrics.jsonl", "train/loss")
     ray = read_curve(Path(settings.output) / "metrics.jsonl", "train/loss")
@@ -118,13 +120,15 @@ def bad_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_bad_files_are_named_with_their_reasons_and_the_run_goes_on(bad_folder: Path) -> None:
-    words = ["cluster.num_workers=0", "engine.name=torch", "train.epochs=2", "data.validation.fraction=0"]
-    settings = settings_of(bad_folder, "run", *words, "tracking.enabled=false")
-    secret = bad_folder / "secret.mp4"
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_job_names_bad_files_with_their_reasons_and_goes_on(bad_folder: Path) -> None:
+    secret, output = bad_folder / "secret.mp4", bad_folder / "run"
     before = secret.stat().st_atime_ns
-    run_plain(settings)
-    rejects = pq.read_table(Path(settings.output) / "rejects.parquet").to_pylist()
+
+    run_job(bad_folder, f"output={output}", "cluster.num_workers=1", "cluster.max_decoders=1", "train.epochs=2")
+
+    rejects = pq.read_table(output / "rejects.parquet").to_pylist()
     errors = {Path(row["path"]).stem: row["error"] for row in rejects}
     assert errors == {
         "cut": "DamagedMediaError",
@@ -134,7 +138,23 @@ def test_bad_files_are_named_with_their_reasons_and_the_run_goes_on(bad_folder: 
         "missing": "MissingMediaError",
     }
     assert secret.stat().st_atime_ns == before
-    assert summary_of(settings)["samples"] > 0
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["rejected"] == 5
+    assert summary["samples"] > 0
+    assert len(read_curve(output / "metrics.jsonl", "memory/object_store_share")) == summary["steps"]
+    artifacts = MlflowClient(f"sqlite:///{bad_folder}/mlflow.db").list_artifacts(summary["mlflow_run_id"])
+    assert "rejects.parquet" in {artifact.path for artifact in artifacts}
+
+
+def run_job(folder: Path, *words: str) -> str:
+    """`jobs/pretrain.py` in a process of its own, on the tests' cluster; returns what it prints."""
+    source = f"data.sources=[{{path: {folder / 'data.json'}, root: {folder / 'videos'}, name: mine}}]"
+    small = ["data.validation.fraction=0", "train.global_batch=4", "train.micro_batch=2"]
+    command = [sys.executable, "jobs/pretrain.py", "--config", "tiny", source, *small, *words]
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} if ray.is_initialized() else {}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | address)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_too_many_bad_files_stop_the_run_with_a_count_by_reason(bad_folder: Path) -> None:
@@ -144,7 +164,7 @@ def test_too_many_bad_files_stop_the_run_with_a_count_by_reason(bad_folder: Path
 
 
 def test_the_plan_tells_what_the_run_will_do(bad_folder: Path) -> None:
-    text = str(plan_run(settings_of(bad_folder, "planned", "data.validation.fraction=0", "train.epochs=2")))
+    text = run_job(bad_folder, f"output={bad_folder / 'planned'}", "train.epochs=2", "--dry-run")
     assert "MissingMediaError" in text
     assert "UnsupportedMediaError" in text
     assert "projector" in text

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from valley.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -259,7 +261,7 @@ def _together(agree: Callable[[bool], bool], folder: Path, work: Callable[[], No
     try:
         work()
         done = True
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: not written: {error}") from error
     finally:
         all_done = agree(done)

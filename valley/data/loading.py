@@ -96,8 +96,8 @@ class Loader:
         settings: DataSettings,
         *,
         size_px: int,
-        interpolation: Interpolation = "bicubic",
-        resize_mode: ResizeMode = "shortest",
+        interpolation: Interpolation,
+        resize_mode: ResizeMode,
         known: KnownRejects | None = None,
         retry: Retry | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,12 @@ from valley.errors import ClusterError
 from valley.training.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
+
+DECODER_BYTES = 1 << 30
+"""Memory of a decode actor and its child, about; decoders get half of the cluster's memory at most."""
+FEW_CPUS = 4
+"""With more than these and no GPU, half of all CPUs compute and the other half decode."""
+_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
     """Splits a cluster's resources between training workers and decoders.
 
     Args:
-        resources: what the cluster has, as `ray.cluster_resources()` tells it.
+        resources: what the cluster has to give, by Ray's names.
         settings: numbers asked for; `auto` is filled in.
 
     Raises:
@@ -74,18 +81,21 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
     if num_workers < 1:
         raise ClusterError("cluster.num_workers: 0 is one plain process and needs no cluster")
     if gpu and num_workers > gpus:
-        raise ClusterError(f"cluster.num_workers: {num_workers} workers need a GPU each, the cluster has {gpus}")
-    default_cpus = 1.0 if gpu else 0.5
+        raise ClusterError(f"cluster.num_workers: {num_workers} workers need a GPU each, the cluster has {gpus} free")
+    half = int(cpus / 2 / num_workers) if cpus > FEW_CPUS else 0
+    default_cpus = 1.0 if gpu else half or 0.5
     cpus_per_worker = default_cpus if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
     free = cpus - num_workers * cpus_per_worker
     num_decoders = int(free / settings.cpus_per_decoder)
+    if memory := resources.get("memory", 0):
+        num_decoders = min(num_decoders, max(int(memory / 2 / DECODER_BYTES), num_workers))
     if settings.max_decoders is not None:
         num_decoders = min(num_decoders, settings.max_decoders)
     num_decoders -= num_decoders % num_workers
     if num_decoders < num_workers:
         raise ClusterError(
-            f"nothing is left to decode with: the cluster has {cpus:g} CPUs, {num_workers} training worker(s) take "
-            f"{cpus_per_worker:g} each, and each needs at least one decoder of {settings.cpus_per_decoder:g} CPUs. "
+            f"nothing is left to decode with: the cluster has {cpus:g} free CPUs, {num_workers} training worker(s) "
+            f"take {cpus_per_worker:g} each, and each needs a decoder of {settings.cpus_per_decoder:g} CPUs at least. "
             "Lower cluster.num_workers, cluster.cpus_per_worker or cluster.cpus_per_decoder, or add nodes."
         )
     return Split(
@@ -116,6 +126,23 @@ def connect(settings: ClusterSettings) -> None:
     except (ConnectionError, RuntimeError) as error:
         raise ClusterError(f"cannot join the Ray cluster at {address or 'local'}: {error}") from error
     logger.info("Ray %s with %s", ray.__version__, _describe(ray.cluster_resources()))
+
+
+def free_resources() -> dict[str, float]:
+    """Returns what the cluster has to give now.
+
+    What a job that has just ended held is given back within seconds; that is waited for.
+    """
+    give_up_s = time.monotonic() + _PATIENCE_S
+    while True:
+        free, total = ray.available_resources(), ray.cluster_resources()
+        cpus = free.get("CPU", 0.0)
+        if cpus >= total.get("CPU", 0.0) or time.monotonic() > give_up_s:
+            break
+        time.sleep(0.5)
+    if cpus < total.get("CPU", 0.0):
+        logger.warning("the cluster is in use: %g of %g CPUs are free", cpus, total.get("CPU", 0.0))
+    return {**free, "object_store_memory": total.get("object_store_memory", 0.0)}
 
 
 def num_nodes() -> int:

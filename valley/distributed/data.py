@@ -22,6 +22,7 @@ import ray.data
 from jaxtyping import Int64
 
 from valley.data.collate import Sample
+from valley.data.estimate import most_frames
 from valley.data.loading import Loader
 from valley.distributed.cluster import Split
 from valley.errors import ClusterError
@@ -117,5 +118,7 @@ class RayStream:
 
     def __call__(self, loader: Loader, slots: Int64[np.ndarray, " N"], batch_size: int) -> Iterator[list[Sample]]:
         """See `valley.training.feed.Stream` and `stream`."""
-        largest = max(int(loader.manifest.num_frames.max()), 1) * loader.size_px**2 * 3
+        stills = int(loader.manifest.num_frames.max()) <= 1
+        num_frames = 1 if stills else max(most_frames(source.sampling) for source in loader.manifest.sources)
+        largest = num_frames * loader.size_px**2 * 3
         return stream(ray.put(loader), slots, self.split, batch_size=batch_size, sample_bytes=largest)

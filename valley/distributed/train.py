@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -14,15 +17,17 @@ import torch
 from ray.train import DataConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from valley.distributed.cluster import Split, connect, num_nodes, share_out, store_bytes_used
+from valley.distributed.cluster import Split, connect, free_resources, num_nodes, share_out, store_bytes_used
 from valley.distributed.data import RayStream
 from valley.errors import ValleyError
 from valley.training.feed import load_ahead
 from valley.training.job import Job, job_status, open_job, prepare_job
 from valley.training.meter import process_gauges
+from valley.training.progress import Bar, following
 from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.summary import format_summary, read_summary
+from valley.training.tracking import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +40,29 @@ def run_on_ray(settings: RunSettings) -> str:
     """
     job = prepare_job(settings)
     connect(settings.cluster)
-    split = share_out(ray.cluster_resources(), settings.cluster)
+    split = share_out(free_resources(), settings.cluster)
     logger.info("%s", split)
     job = open_job(job, num_nodes=num_nodes())
-    with job_status(job):
-        _fit(job, split)
+    with job_status(job), _shown(job) as followed:
+        _fit(job, split, followed=followed)
     return format_summary(read_summary(job.folder))
 
 
-def _fit(job: Job, split: Split) -> None:
+@contextmanager
+def _shown(job: Job) -> Iterator[bool]:
+    """Within: this process shows the steps, if it has a terminal; workers have none. Yields whether it does."""
+    if not sys.stderr.isatty():
+        yield False
+        return
+    with following(job.folder / METRICS_FILE, job.total_steps, Bar(job.total_steps)):
+        yield True
+
+
+def _fit(job: Job, split: Split, *, followed: bool) -> None:
     trainer = TorchTrainer(
         _work,
         # In the object store once, not in every message that carries the worker's configuration.
-        train_loop_config={"job": ray.put(job), "split": split},
+        train_loop_config={"job": ray.put(job), "split": split, "followed": followed},
         scaling_config=ScalingConfig(
             num_workers=split.num_workers,
             use_gpu=split.gpu,
@@ -68,11 +83,20 @@ def _work(config: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     job, split = ray.get(config["job"]), config["split"]
     if not split.gpu:
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        torch.set_num_threads(max(1, int(split.cpus_per_worker)))
     # While the ranks validate, the training's decoders are held back but keep their CPUs: held-out samples are loaded
-    # by threads of this process, on the cores that those decoders leave idle.
-    held_out = partial(load_ahead, num_threads=split.decoders_per_worker)
-    train_rank(job, stream=RayStream(split), validation_stream=held_out, device=get_device(), gauges=_gauges)
+    # by threads of this process, on the cores of its node that those decoders leave idle.
+    workers_here = ray.train.get_context().get_local_world_size()
+    cores = max(1, (os.cpu_count() or 1) // workers_here)
+    held_out = partial(load_ahead, num_threads=min(split.decoders_per_worker, cores))
+    train_rank(
+        job,
+        device=get_device(),
+        stream=RayStream(split),
+        validation_stream=held_out,
+        gauges=_gauges,
+        followed=config["followed"],
+    )
 
 
 def _gauges() -> dict[str, float]:

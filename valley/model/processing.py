@@ -29,7 +29,7 @@ from valley.model.conversation import (
 from valley.model.settings import ModelSettings
 from valley.model.templates import SYSTEM, find_template
 from valley.model.tokenizer import SegmentTokenizer, load_tokenizer
-from valley.model.video_processing import ValleyVideoProcessor, order_clips
+from valley.model.video_processing import Framing, ValleyVideoProcessor, order_clips
 from valley.model.vision import vision_config
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,16 @@ class ValleyProcessor(ProcessorMixin):
     def size_px(self) -> int:
         """Side of the frames."""
         return int(self.video_processor.size_px)
+
+    @property
+    def framing(self) -> Framing:
+        """How frames are brought to the tower's size, as `valley.media.decode.sample_clip` takes it."""
+        processor: ValleyVideoProcessor = self.video_processor
+        return {
+            "size_px": processor.size_px,
+            "interpolation": processor.interpolation,
+            "resize_mode": processor.resize_mode,
+        }
 
     @property
     def stop_token_ids(self) -> list[int]:

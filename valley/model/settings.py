@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from valley.config import Location, Settings
+from pydantic import field_validator
+
+from valley.config import Location, Settings, Weights
+from valley.model.temporal import TEMPORAL
 
 
 class VisionSettings(Settings):
@@ -12,7 +15,7 @@ class VisionSettings(Settings):
 
     name: str = "ViT-L-14-quickgelu"
     """An open_clip model with a ViT tower, or `tiny`: a small random one for tests and demos."""
-    pretrained: str | None = "openai"
+    pretrained: Weights | None = "openai"
     """open_clip's tag, or a path of weights; null: random weights (said loudly)."""
     layer: int = -2
     """Block whose output is used; -1 is the last, -2 the one before (LLaVA's choice; the paper is silent)."""
@@ -23,7 +26,7 @@ class VisionSettings(Settings):
 class LLMSettings(Settings):
     """The language model."""
 
-    name: str = "lmsys/vicuna-13b-v1.5"
+    name: Weights = "lmsys/vicuna-13b-v1.5"
     """A Hugging Face causal LM by hub name or folder, or `tiny`: a small random one for tests and demos."""
     gguf_file: str | None = None
     """A GGUF file inside `name` to take the weights from."""
@@ -45,6 +48,13 @@ class ModelSettings(Settings):
     placement: Literal["before_projector", "after_projector"] = "before_projector"
     """Where the temporal module stands: the paper's place, or that of the published code."""
     template: str = "valley"
-    """Prompt template: a name in `valley.model.conversation.TEMPLATES`."""
+    """Prompt template: a name in `valley.model.templates.TEMPLATES`."""
     system: str | None = None
     """System message; null: the template's own."""
+
+    @field_validator("temporal")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in TEMPORAL:
+            raise ValueError(f"no such temporal module; known: {', '.join(TEMPORAL)}")
+        return name

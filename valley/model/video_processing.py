@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -12,6 +12,14 @@ from PIL import Image
 from transformers import BaseVideoProcessor, BatchFeature
 
 from valley.media.transform import CLIP_MEAN, CLIP_STD, Frames, Interpolation, ResizeMode, Squares, resize_crop
+
+
+class Framing(TypedDict):
+    """How frames are brought to the tower's size; the arguments of `valley.media.transform.resize_crop`."""
+
+    size_px: int
+    interpolation: Interpolation
+    resize_mode: ResizeMode
 
 
 class ValleyVideoProcessor(BaseVideoProcessor):

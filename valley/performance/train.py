@@ -23,7 +23,7 @@ from valley.data.collate import IGNORED, Batch
 from valley.data.loading import Loader
 from valley.data.manifest import build_manifest
 from valley.data.order import EpochOrder
-from valley.distributed.cluster import Split, connect, share_out
+from valley.distributed.cluster import Split, connect, free_resources, share_out
 from valley.distributed.data import RayStream
 from valley.model.build import build_model
 from valley.model.modeling import ValleyForConditionalGeneration
@@ -53,10 +53,10 @@ def run_train_benchmark(output: Path) -> str:
         global_batch=stage.global_batch,
         seed=settings.seed,
     )
-    loader = Loader(manifest, order, processor, settings.data, size_px=processor.size_px)
+    loader = Loader(manifest, order, processor, settings.data, **processor.framing)
     share = Share(order, 0, 1, stage.micro_batch, 0, NUM_STEPS + 1)
     connect(settings.cluster)
-    split = share_out(ray.cluster_resources(), settings.cluster)
+    split = share_out(free_resources(), settings.cluster)
     torch.set_num_threads(1)
     model = build_model(settings.model, seed=settings.seed)
     groups = prepare(model, stage)
@@ -99,7 +99,7 @@ def _compare_heads(engine: TorchEngine, steps: Sequence[tuple[Batch, ...]]) -> d
         inputs = batch.model_inputs()
         labels = inputs.pop("labels")
         with engine.precision():
-            logits = engine.model(**inputs).logits
+            logits = engine.model(**inputs, use_cache=False).logits
         return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
     seconds: dict[str, list[float]] = {"supervised": [], "full": []}

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from itertools import islice
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -15,6 +16,9 @@ from valley.data.collate import Batch, Sample, collate
 from valley.data.loading import Loader
 from valley.data.order import EpochOrder
 from valley.data.rejects import Reject
+
+T = TypeVar("T")
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,37 @@ class Share:
         steps = [self.step(index).reshape(-1) for index in range(self.first_step, self.total_steps)]
         return np.concatenate(steps or [np.zeros(0, dtype=np.int64)])
 
-    def assemble(self, micro_batches: Iterable[list[Sample]], pad_id: int) -> Iterator[Step]:
-        """Yields the steps, from the samples of `slots()`, `width` at a time."""
+    def assemble(self, micro_batches: Iterable[list[Sample]], pad_id: int, *, pin: bool = False) -> Iterator[Step]:
+        """Yields the steps, from the samples of `slots()`, `width` at a time.
+
+        Args:
+            micro_batches: the samples.
+            pad_id: the token that pads.
+            pin: put them into page-locked memory, for a GPU.
+
+        Raises:
+            RuntimeError: the samples ended too early.
+        """
         batches = iter(micro_batches)
         for index in range(self.first_step, self.total_steps):
-            samples = [next(batches) for _ in self.step(index)]
+            samples = list(islice(batches, len(self.step(index))))
+            if len(samples) < len(self.step(index)):
+                raise RuntimeError(f"the data ended in step {index}, before step {self.total_steps}")
             rejects = tuple(reject for some in samples for sample in some for reject in sample.rejects)
-            yield Step(index, tuple(collate(some, pad_id) for some in samples), rejects)
+            batches_of_step = (collate(some, pad_id) for some in samples)
+            yield Step(index, tuple(batch.pin() if pin else batch for batch in batches_of_step), rejects)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yields items that a thread makes, the next one while one is in use; the thread's error comes in its place."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+    try:
+        waiting = thread.submit(next, items, _END)
+        while (item := waiting.result()) is not _END:
+            waiting = thread.submit(next, items, _END)
+            yield cast(T, item)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)  # whoever fails does not wait for the next item
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
 from valley.training.settings import RunSettings
 from valley.training.stage import count_steps
 from valley.training.summary import SUMMARY_FILE
+from valley.training.tracking import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ def prepare_job(settings: RunSettings) -> Job:
     if "://" in settings.output:
         raise SettingsError([f"output: {settings.output}: must be a folder that all workers see, not a URI"])
     data = settings.data
+    if data.known_rejects and not Path(data.known_rejects).is_file():
+        raise SettingsError([f"data.known_rejects: {data.known_rejects}: no such file"])
     if not any(source.weight for source in data.sources):
         raise SettingsError(["data.sources: every weight is 0: there is nothing to learn from"])
     processor = build_processor(settings.model, data.sampling)
@@ -129,7 +133,7 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
-    for stale in (ANSWERS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
+    for stale in (ANSWERS_FILE, METRICS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
         (job.folder / stale).unlink(missing_ok=True)
     if aside := store.set_aside(job.checkpoints):
         logger.warning("checkpoints of an earlier run were moved to %s", aside)
@@ -157,7 +161,9 @@ def find_sample(job: Job) -> Sample:
         RejectLimitError: none of the first slots has one, with the reasons.
     """
     rejects: list[Reject] = []
-    for slot in job.loader.order.batch(0)[:_SLOTS_LOOKED_AT].tolist():
+    order = job.loader.order
+    batches = map(order.batch, range(min(order.batches_per_epoch, _SLOTS_LOOKED_AT)))
+    for slot in islice((slot for batch in batches for slot in batch.tolist()), _SLOTS_LOOKED_AT):
         sample = job.loader.load(slot)
         rejects += sample.rejects
         if sample.weight:
@@ -203,5 +209,6 @@ def _loader(
 ) -> Loader:
     lengths = manifest.lengths(processor.num_patches)
     order = EpochOrder(manifest.row_sources, lengths, weights, global_batch=global_batch, seed=settings.seed, rows=rows)
-    known = KnownRejects.load(Path(settings.output) / REJECTS_FILE, policy=reading_policy(settings.data))
-    return Loader(manifest, order, processor, settings.data, size_px=processor.size_px, known=known)
+    own = Path(settings.output) / REJECTS_FILE
+    known = KnownRejects.load(Path(settings.data.known_rejects or own), policy=reading_policy(settings.data))
+    return Loader(manifest, order, processor, settings.data, **processor.framing, known=known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from valley.data.loading import reading_policy
@@ -29,11 +29,18 @@ class Ledger:
     def __init__(self, engine: Engine, folder: Path, settings: DataSettings, before: Sequence[Reject] = ()) -> None:
         self._engine, self.path, self._policy = engine, folder / REJECTS_FILE, reading_policy(settings)
         self._budget = RejectBudget(settings.max_rejected, settings.rejects_grace)
-        self._rejects = list(before)
+        self._settings = settings
+        self._rejects: dict[tuple[str, str, str], Reject] = {}
         self._validated = False
+        self._add(before)
 
     def __len__(self) -> int:
         return len(self._rejects)
+
+    def _add(self, rejects: Iterable[Reject]) -> None:
+        """A sample is listed once for each file of it, however often it is met."""
+        for reject in rejects:
+            self._rejects.setdefault((reject.source, reject.sample_id, reject.path), reject)
 
     def inspect(self, step: Step, counts: Counts) -> None:
         """Takes in a step's rejects; ranks speak to each other only when there are any.
@@ -42,23 +49,40 @@ class Ledger:
             RejectLimitError: on all ranks, when too large a share was rejected; the table is written before.
         """
         rejects = self._engine.all_gather(step.rejects) if counts.num_rejected else []
-        self._rejects += rejects
+        self._add(rejects)
         try:
             self._budget.add(counts.num_samples, rejects)
         except RejectLimitError:
             self.write()
             raise
 
-    def add_once(self, rejects: Sequence[Reject]) -> None:
+    def inspect_held_out(self, rejects: Sequence[Reject], num_samples: int) -> None:
         """Takes in rejects of validation, the first time only: it looks at the same samples again and again.
 
-        They are not judged. Every rank calls it with its own.
+        Args:
+            rejects: this rank's.
+            num_samples: held-out samples that all ranks could use.
+
+        Raises:
+            RejectLimitError: on all ranks, when too large a share was rejected, or all; the table is written before.
         """
-        if not self._validated:
-            self._rejects += self._engine.all_gather(rejects)
+        if self._validated:
+            return
         self._validated = True
+        gathered = self._engine.all_gather(rejects)
+        self._add(gathered)
+        try:
+            RejectBudget(self._settings.max_rejected, self._settings.rejects_grace).add(num_samples, gathered)
+            if gathered and not num_samples:
+                first = gathered[0]
+                raise RejectLimitError(
+                    f"none of the held-out samples can be used; the first: {first.path}: {first.reason}"
+                )
+        except RejectLimitError:
+            self.write()
+            raise
 
     def write(self) -> None:
         """Writes the table, on rank 0."""
         if self._engine.rank == 0:
-            write_rejects(self._rejects, self.path, policy=self._policy)
+            write_rejects(self._rejects.values(), self.path, policy=self._policy)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 import threading
 import time
 from collections import deque
@@ -61,7 +63,10 @@ def check_tracking_uri(uri: str, num_nodes: int) -> None:
 
 def ui_command(uri: str) -> str:
     """Returns the shell command that opens MLflow's page on what was tracked."""
-    return f"open {uri}" if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    if uri.startswith("http"):
+        return f"open {uri}"
+    mlflow = Path(sys.executable).with_name("mlflow")  # so that it can be pasted where no environment is active
+    return shlex.join([str(mlflow), "ui", "--backend-store-uri", uri])
 
 
 @dataclass(frozen=True)

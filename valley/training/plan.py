@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
+from valley.data.estimate import most_frames
 from valley.data.manifest import Manifest
 from valley.data.records import Record
 from valley.data.settings import DataSettings
@@ -35,6 +36,7 @@ LOOKED_AT = 2000
 _PROBES_AT_ONCE = 8
 _BINS = 10
 _BAR_WIDTH = 40
+_TEMPORAL_COPIES = 16
 GIB = 2**30
 
 
@@ -69,7 +71,7 @@ class MemoryPlan:
 
     Attributes:
         weights: of all parameters, frozen ones in the compute precision.
-        optimizer: gradients and AdamW's two moments of what trains, this worker's share under ZeRO.
+        optimizer: gradients, fp32 masters and AdamW's two moments of what trains, this worker's share under ZeRO.
         activations: of the longest micro-batch.
         logits: of the supervised positions, in fp32, with their gradient.
     """
@@ -220,10 +222,11 @@ def plan_memory(
 ) -> MemoryPlan:
     """Estimates what one worker needs.
 
-    Weights and what AdamW keeps are exact; ZeRO shares out the optimizer's state from stage 1, gradients from stage 2,
-    weights in stage 3. Activations are a rule of thumb: with gradient checkpointing each of the LLM's layers keeps its
-    input (2 bytes a number in bf16) and one layer is recomputed at a time (about 34 numbers a hidden unit); without it
-    every layer keeps all of its own.
+    Weights and what AdamW keeps are exact; ZeRO shares out the optimizer's state and the fp32 masters from stage 1,
+    gradients from stage 2, weights in stage 3; off-loading moves state and masters away. Activations are a rule of
+    thumb: with gradient checkpointing each of the LLM's layers keeps its input (2 bytes a number in bf16) and one layer
+    is recomputed at a time (about 34 numbers a hidden unit); without it every layer keeps all of its own. The temporal
+    module keeps about as many copies of all patches as v3 makes (16), at the most frames that sampling gives.
     """
     stage, engine = settings.train, settings.engine
     text = config.text_config
@@ -232,15 +235,19 @@ def plan_memory(
     trainable = sum(row.num_trainable for row in modules)
     frozen = sum(row.num_parameters for row in modules) - trainable
     shards = num_workers if engine.name == "deepspeed" else 1
-    weights = (frozen * compute_bytes + trainable * (4 + compute_bytes)) // (shards if engine.zero_stage == 3 else 1)
+    weights = (frozen + trainable) * compute_bytes // (shards if engine.zero_stage == 3 else 1)
+    masters = (4 * trainable if compute_bytes == 2 else 0) // shards
     moments = 8 * trainable // shards
     gradients = 4 * trainable // (shards if engine.zero_stage >= 2 else 1)
     places = stage.micro_batch * min(longest, settings.data.max_tokens)
     kept = layers + 34 if stage.gradient_checkpointing else 34 * layers
+    vision = config.vision_config
+    frames = stage.micro_batch * max(most_frames(s.sampling or settings.data.sampling) for s in settings.data.sources)
+    patches = frames * vision.num_patches * vision.hidden_size * _TEMPORAL_COPIES
     return MemoryPlan(
         weights=weights,
-        optimizer=gradients + (0 if engine.offload else moments),
-        activations=places * width * kept * compute_bytes,
+        optimizer=gradients + (0 if engine.offload else masters + moments),
+        activations=(places * width * kept + patches) * compute_bytes,
         logits=2 * 4 * places * text.vocab_size // 4,  # about a quarter of the places is supervised
     )
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from tqdm import tqdm
@@ -130,11 +136,83 @@ class Silent:
         """See `Progress`."""
 
 
-def make_progress(total_steps: int, first_step: int, rank: int) -> Progress:
-    """Returns a bar on rank 0's terminal, lines where rank 0 has none, silence on other ranks."""
+class Spoken(Lines):
+    """Words only: the steps are shown by whoever follows the run from outside."""
+
+    def update(self, moment: Moment) -> None:
+        """See `Progress`."""
+
+
+def make_progress(total_steps: int, first_step: int, rank: int, *, followed: bool = False) -> Progress:
+    """Returns a bar on rank 0's terminal, lines where rank 0 has none, silence on other ranks.
+
+    Args:
+        total_steps: the number of the last step.
+        first_step: steps that were taken before.
+        rank: this rank.
+        followed: another process shows the steps (`following`).
+    """
     if rank != 0:
         return Silent()
-    return Bar(total_steps, first_step) if sys.stderr.isatty() else Lines(total_steps, first_step)
+    kind = Spoken if followed else Bar if sys.stderr.isatty() else Lines
+    return kind(total_steps, first_step)
+
+
+@contextmanager
+def following(curves: Path, total_steps: int, progress: Progress, every_s: float = 0.5) -> Iterator[None]:
+    """Within: shows a run that other processes carry out, as its points appear in `metrics.jsonl`.
+
+    Args:
+        curves: the file; it may not be there yet.
+        total_steps: the number of the last step.
+        progress: shows them.
+        every_s: seconds between two looks at it.
+    """
+    ended = threading.Event()
+    tail = _Tail(curves)
+
+    def follow() -> None:
+        shown, last = 0, False
+        while not last:
+            last = ended.wait(every_s)  # looks once more after the end
+            for moment in tail.moments():
+                if moment.step > shown:
+                    progress.update(moment)
+                    shown = moment.step
+
+    thread = threading.Thread(target=follow, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        progress.close()
+
+
+class _Tail:
+    """What is added to a file of curves."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+
+    def moments(self) -> Iterator[Moment]:
+        """Yields the steps whose lines are whole and new."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._position:  # cut back to a checkpoint
+                self._position = 0
+            file.seek(self._position)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for point in map(json.loads, whole.splitlines()):
+            if "train/loss" in point:
+                rate = next(value for name, value in point.items() if name.startswith("train/learning_rate"))
+                yield Moment(
+                    point["step"], point["train/loss"], rate, point["speed/samples_per_s"], point["data/wait_share"]
+                )
 
 
 def _clock(seconds: float) -> str:

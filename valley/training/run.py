@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from valley.checkpoints import store
+from valley.errors import SettingsError
 from valley.model.build import build_model
 from valley.training.curve import draw_loss_curve
 from valley.training.engines import ENGINES, Engine
 from valley.training.engines.base import place_among_ranks
-from valley.training.feed import Share, Stream, load_ahead
+from valley.training.feed import Share, Stream, load_ahead, one_ahead
 from valley.training.flops import FlopCounter, peak_flops
 from valley.training.job import ANSWERS_FILE, SAMPLE_FILE, SETTINGS_FILE, Job, job_status, open_job, prepare_job
 from valley.training.keeper import Keeper, name_frozen_parts
@@ -46,6 +47,8 @@ def run_plain(settings: RunSettings) -> str:
     job = open_job(prepare_job(settings))
     with job_status(job):
         gpu = settings.cluster.gpu is not False and torch.cuda.is_available()
+        if settings.cluster.gpu is True and not gpu:
+            raise SettingsError(["cluster.gpu: true, but this machine has no GPU that torch can use"])
         stream = partial(load_ahead, num_threads=max(1, (os.cpu_count() or 1) - 1))
         train_rank(job, stream=stream, validation_stream=stream, device=torch.device("cuda" if gpu else "cpu"))
     return format_summary(read_summary(job.folder))
@@ -59,6 +62,7 @@ def train_rank(
     validation_stream: Stream = load_ahead,
     report: Callable[[Path], None] = lambda checkpoint: None,
     gauges: Callable[[], dict[str, float]] = process_gauges,
+    followed: bool = False,
 ) -> FitResult:
     """Trains as one rank of torch's process group, or alone when there is none; all ranks call it.
 
@@ -69,6 +73,7 @@ def train_rank(
         validation_stream: loads the held-out ones.
         report: is told of every checkpoint once it is complete, on all ranks.
         gauges: figures of the moment, for the curves.
+        followed: another process shows the steps.
 
     Returns:
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
@@ -76,11 +81,12 @@ def train_rank(
     settings, stage = job.settings, job.settings.train
     engine, meter, keeper, table = _build(job, device)
     ledger = Ledger(engine, job.folder, settings.data, job.rejects)
-    with _outlets(job, engine) as (tracker, progress):
+    with _outlets(job, engine, followed=followed) as (tracker, progress):
         progress.say(table)
         _log_beginnings(job, engine, table, tracker)
         share = Share(job.loader.order, engine.rank, engine.world_size, stage.micro_batch, 0, job.total_steps)
         samples = stream(job.loader, share.slots(), share.width)
+        pad_id = job.processor.tokenizer.pad_token_id
 
         def keep(done: int, validation_loss: float | None) -> None:
             ledger.write()
@@ -89,7 +95,7 @@ def train_rank(
         try:
             result = fit(
                 engine,
-                share.assemble(samples, job.processor.tokenizer.pad_token_id),
+                one_ahead(share.assemble(samples, pad_id, pin=device.type == "cuda")),
                 total_steps=job.total_steps,
                 factor=partial(learning_rate_factor, total_steps=job.total_steps, warmup_ratio=stage.warmup_ratio),
                 meter=meter,
@@ -108,6 +114,7 @@ def train_rank(
         finally:
             progress.close()
             ledger.write()
+            tracker.log_artifact(ledger.path)
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
 
@@ -135,14 +142,14 @@ def _settle_on(device: torch.device) -> None:
 
 
 @contextmanager
-def _outlets(job: Job, engine: Engine) -> Iterator[tuple[Tracker, Progress]]:
+def _outlets(job: Job, engine: Engine, *, followed: bool) -> Iterator[tuple[Tracker, Progress]]:
     """Where numbers and words go; only rank 0's go anywhere."""
     trackers: list[Tracker] = []
     if engine.rank == 0:
         trackers.append(FileTracker(job.folder / METRICS_FILE))
         if job.mlflow:
             trackers.append(MlflowTracker(job.mlflow, flush_s=job.settings.tracking.flush_s))
-    tracker, progress = Trackers(trackers), make_progress(job.total_steps, 0, engine.rank)
+    tracker, progress = Trackers(trackers), make_progress(job.total_steps, 0, engine.rank, followed=followed)
     try:
         yield tracker, progress
     finally:
@@ -179,7 +186,7 @@ def _examiner(
 
     def examine(done: int) -> float:
         found = validator()
-        ledger.add_once(found.rejects)
+        ledger.inspect_held_out(found.rejects, found.num_samples)
         tracker.log_metrics(done, found.metrics())
         progress.say(f"step {done}: {found}")
         if answers := answer_prompts(engine, job.processor, prompts, done):
@@ -206,7 +213,7 @@ def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: T
         num_rejected=len(ledger),
         mlflow=job.mlflow,
     )
-    artifacts = [folder / CURVE_FILE, ledger.path, write_summary(folder, summary)]
+    artifacts = [folder / CURVE_FILE, write_summary(folder, summary)]
     if job.settings.tracking.log_model:
         artifacts.append(model)
     for path in artifacts:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from valley.config import Location, Settings
 from valley.data.settings import DataSettings
 from valley.model.settings import ModelSettings
 
 Module = Literal["temporal", "projector", "llm"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StageSettings(Settings):
     """One training stage (paper 4.3, table 6); the defaults are the paper's stage 1."""
 
-    modules: list[Module] = ["temporal", "projector"]
+    modules: Annotated[list[Module], Field(min_length=1)] = ["temporal", "projector"]
     """What trains; the vision tower never does."""
     train_added_tokens: bool = False
     """Train the embedding rows of the six added tokens although the LLM is frozen."""
@@ -34,7 +35,8 @@ class StageSettings(Settings):
     """Samples in one forward pass on one worker."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps with a rising learning rate, before the cosine to 0."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay of the optimizer's two averages."""
     eps: PositiveFloat = 1e-6
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
@@ -43,6 +45,13 @@ class StageSettings(Settings):
     """Recompute activations in the backward pass (non-reentrant)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute precision; what trains keeps fp32 masters."""
+
+    @model_validator(mode="after")
+    def _rates_of_what_trains(self) -> StageSettings:
+        trained = {*self.modules, *(["added_tokens"] if self.train_added_tokens or "llm" in self.modules else [])}
+        if idle := [name for name in self.module_learning_rates if name not in trained]:
+            raise ValueError(f"module_learning_rates names what does not train: {', '.join(idle)}")
+        return self
 
 
 class EngineSettings(Settings):
@@ -94,7 +103,7 @@ class ClusterSettings(Settings):
     gpu: bool | Literal["auto"] = "auto"
     """Train on GPUs; `auto`: when the cluster has one."""
     cpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"
-    """Logical CPUs of a training worker; `auto`: 1 beside a GPU, 0.5 without."""
+    """Logical CPUs of a training worker, and its threads; `auto`: 1 beside a GPU, else its part of half of all CPUs."""
     cpus_per_decoder: PositiveFloat = 0.5
     """Logical CPUs of a decode task."""
     max_decoders: PositiveInt | None = None

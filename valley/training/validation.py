@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ class Validation:
     """One validation.
 
     Attributes:
-        loss: mean over all supervised tokens of the held-out samples.
+        loss: mean over all supervised tokens of the held-out samples; NaN when none could be used.
         source_losses: the same for each source that has any.
         num_samples: samples looked at.
         rejects: held-out samples that this rank could not use.
@@ -113,7 +114,7 @@ class Validator:
         totals = np.array(self._engine.all_reduce_sum(sums.ravel().tolist())).reshape(sums.shape)
         losses = {name: row[0] / row[1] for name, row in zip(names, totals, strict=True) if row[1]}
         tokens = totals[:, 1].sum()
-        loss = float(totals[:, 0].sum() / max(tokens, 1))
+        loss = float(totals[:, 0].sum() / tokens) if tokens else math.nan
         return Validation(loss, losses, int(totals[:, 2].sum()), tuple(rejects))
 
     def _share(self, slots: Int64[np.ndarray, " N"]) -> list[Int64[np.ndarray, " width"]]:

@@ -28,7 +28,12 @@ from valley.training.settings import EngineSettings
 from valley.training.validation import Validator
 
 ALL = range(8)
-SPLITS = {"1x8": [ALL], "2x4": [range(4), range(4, 8)], "8x1": [[row] for row in ALL]}
+SPLITS = {
+    "1x8": [ALL],
+    "2x4": [range(4), range(4, 8)],
+    "4x2": [[0, 1], [2, 3], [4, 5], [6, 7]],
+    "8x1": [[row] for row in ALL],
+}
 # Micro-batches of two ranks; the first of the second rank's is text only, beside video on the first rank.
 TWO_RANKS = [[[0, 2], [3, 5]], [[1, 4], [7, 6]]]
 VARIANTS = {

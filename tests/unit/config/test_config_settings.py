@@ -43,6 +43,26 @@ def test_a_value_the_shell_split_at_its_spaces_is_joined_again() -> None:
     assert settings.seed == 3
 
 
+def test_what_names_an_idle_module_is_refused_without_repeating_all_settings() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(RunSettings, "tiny", ["train.module_learning_rates={llm: 1e-5}"])
+    assert caught.value.problems == ("train: module_learning_rates names what does not train: llm",)
+
+
+def test_a_bracket_in_a_text_is_not_the_beginning_of_a_list() -> None:
+    settings = load_settings(RunSettings, "tiny", ["model.system=say (a [ b) only", "train.max_steps=5"])
+    assert (settings.model.system, settings.train.max_steps) == ("say (a [ b) only", 5)
+
+
+def test_a_name_is_a_path_where_something_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VALLEY_HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    llms = [
+        load_settings(RunSettings, "tiny", [f"model.llm.name={name}"]).model.llm for name in ("weights", "some/hub")
+    ]
+    assert [llm.name for llm in llms] == [str(tmp_path / "weights"), "some/hub"]
+
+
 def test_an_item_of_a_list_can_be_overridden() -> None:
     settings = load_settings(RunSettings, "tiny", ["data.sources.1.weight=2.5"])
     assert settings.data.sources[1].weight == 2.5
@@ -50,9 +70,22 @@ def test_an_item_of_a_list_can_be_overridden() -> None:
 
 def test_all_problems_are_reported_at_once_with_path_and_choices() -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings(RunSettings, "tiny", ["train.learning_rat=1", "engine.name=jax", "data.sources.0.wieght=2"])
+        load_settings(
+            RunSettings,
+            "tiny",
+            [
+                "seed",
+                "train.learning_rat=1",
+                "engine.name=jax",
+                "data.sources.0.wieght=2",
+                "model.temporal=v9",
+                "train.modules=[]",
+                "train.betas=[1.5, 2]",
+            ],
+        )
     problems = caught.value.problems
-    assert len(problems) == 3
+    assert len(problems) == 8
+    assert "model.temporal: no such temporal module; known: v1, v2, v3, found 'v9'" in problems
     assert any("train.learning_rat: unknown setting; did you mean learning_rate?" in line for line in problems)
     assert any("engine.name" in line and "'deepspeed' or 'torch'" in line for line in problems)
     assert any("data.sources.0.wieght" in line and "known here: path, root" in line for line in problems)

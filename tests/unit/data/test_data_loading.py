@@ -35,7 +35,17 @@ def make_loader(
     data = DataSettings(sources=[source, *more], **settings)
     manifest = build_manifest(data.sources, tmp_path / "manifests", sampling=data.sampling)
     order = EpochOrder(manifest.row_sources, manifest.lengths(4), [1.0] * len(data.sources), global_batch=4, seed=0)
-    return Loader(manifest, order, LetterEncoder(), data, size_px=32, known=known, retry=PATIENT)
+    return Loader(
+        manifest,
+        order,
+        LetterEncoder(),
+        data,
+        size_px=32,
+        interpolation="bicubic",
+        resize_mode="shortest",
+        known=known,
+        retry=PATIENT,
+    )
 
 
 def slot_of(loader: Loader, sample_id: str) -> int:

@@ -15,6 +15,17 @@ def test_a_laptop_trains_on_half_a_cpu_and_decodes_with_the_rest() -> None:
     assert (split.num_workers, split.gpu, split.cpus_per_worker, split.num_decoders) == (1, False, 0.5, 3)
 
 
+def test_a_machine_with_more_cores_computes_on_half_of_them() -> None:
+    split = share_out({"CPU": 16.0}, ClusterSettings())
+    assert (split.cpus_per_worker, split.num_decoders) == (8, 16)
+    assert share_out({"CPU": 16.0}, ClusterSettings(num_workers=3)).cpus_per_worker == 2
+
+
+def test_decoders_fit_into_half_of_the_memory() -> None:
+    assert share_out({"CPU": 16.0, "memory": 8 << 30}, ClusterSettings()).num_decoders == 4
+    assert share_out({"CPU": 16.0, "memory": 1 << 30}, ClusterSettings(num_workers=2)).num_decoders == 2
+
+
 def test_a_gpu_node_gets_a_worker_for_each_gpu_and_equal_decoders() -> None:
     split = share_out(NODE, ClusterSettings(cpus_per_decoder=1))
     assert (split.num_workers, split.gpu, split.num_decoders, split.decoders_per_worker) == (8, True, 88, 11)
@@ -27,7 +38,7 @@ def test_decoders_are_shared_equally_and_never_more_than_allowed() -> None:
 
 
 def test_trainers_that_would_starve_the_decoders_are_refused_with_the_numbers() -> None:
-    with pytest.raises(ClusterError, match=r"2 CPUs, 2 training worker\(s\) take 1 each"):
+    with pytest.raises(ClusterError, match=r"2 free CPUs, 2 training worker\(s\) take 1 each"):
         share_out(LAPTOP, ClusterSettings(num_workers=2, cpus_per_worker=1))
 
 

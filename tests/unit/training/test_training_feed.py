@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from valley.data.collate import Sample, make_filler
 from valley.data.order import EMPTY, EpochOrder
 from valley.data.rejects import Reject
-from valley.training.feed import Share, load_ahead
+from valley.training.feed import Share, load_ahead, one_ahead
 
 
 class CountingLoader:
@@ -78,3 +80,34 @@ def test_the_ranks_steps_make_up_the_global_batches_whatever_the_split(world_siz
         assert len({len(step.batches) for step in together}) == 1
         rejected = [reject.slot for step in together for reject in step.rejects if reject.slot != EMPTY]
         assert sorted(rejected) == [slot for slot in sorted(slots) if slot % 4 == 0]
+
+
+def test_the_next_item_is_made_while_one_is_in_use_and_no_more() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    give_up_s = time.monotonic() + 30
+    while len(made) < 2 and time.monotonic() < give_up_s:
+        time.sleep(0.001)
+    assert made == [0, 1]
+    assert list(ahead) == [1, 2, 3]
+
+
+def test_an_error_ahead_comes_when_its_turn_has_come() -> None:
+    ahead = one_ahead(1 // (1 - number) for number in range(3))
+    assert next(ahead) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(ahead)
+
+
+def test_samples_that_end_too_early_are_an_error_that_says_where() -> None:
+    share = Share(order(), 0, 1, 4, 0, 3)
+    batches = list(load_ahead(CountingLoader(), share.slots(), share.width))
+    with pytest.raises(RuntimeError, match="the data ended in step 2, before step 3"):
+        list(share.assemble(batches[:-1], pad_id=0))

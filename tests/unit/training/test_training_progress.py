@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from valley.training.loop import FitResult
 from valley.training.meter import Totals
-from valley.training.progress import Bar, Lines, Moment, Silent, make_progress
+from valley.training.progress import Bar, Lines, Moment, Silent, following, make_progress
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 
 
@@ -52,6 +53,24 @@ def test_a_bar_shows_the_figures_and_goes_on_from_where_a_run_began() -> None:
     assert "5/10" in out.getvalue()
     assert "loss 1.2500, lr 2.00e-03, 41.7 samples/s, waiting for data 3%" in out.getvalue()
     assert "validation loss 0.9\n" in out.getvalue()
+
+
+def test_a_run_is_shown_from_outside_as_its_lines_are_written(tmp_path: Path) -> None:
+    curves, out = tmp_path / "metrics.jsonl", io.StringIO()
+    with following(curves, 3, Lines(3, stream=out, every_s=0), every_s=0.01):
+        curves.write_text(line(1) + json.dumps({"step": 1, "validation/loss": 0.5}) + "\n" + line(2)[:10])
+        give_up_s = time.monotonic() + 30
+        while "step 1/3" not in out.getvalue() and time.monotonic() < give_up_s:
+            time.sleep(0.01)
+        with curves.open("a") as file:
+            file.write(line(2)[10:] + line(3))
+
+    assert [text.partition(":")[0] for text in out.getvalue().splitlines()] == ["step 1/3", "step 2/3", "step 3/3"]
+
+
+def line(step: int) -> str:
+    names = ("train/loss", "train/learning_rate", "speed/samples_per_s", "data/wait_share")
+    return json.dumps({"step": step, **dict.fromkeys(names, 0.5)}) + "\n"
 
 
 def test_other_ranks_are_silent() -> None:

@@ -16,6 +16,7 @@ from training_makers import new_engine, processor, run_settings, write_data
 
 from valley.checkpoints import store
 from valley.data.collate import IGNORED, collate
+from valley.data.settings import SourceSettings
 from valley.errors import RejectLimitError, SettingsError
 from valley.media.sampling import Sampling
 from valley.model.modeling import ValleyForConditionalGeneration
@@ -247,6 +248,38 @@ def test_rejects_of_all_kinds_end_in_one_table(tmp_path: Path) -> None:
         "pictures-2": ("decode", "EmptyMediaError"),
     }
     assert read_summary(job.folder)["rejected"] == len(rows)
+
+
+def test_validation_without_a_usable_sample_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    words = write_data(tmp_path, "words", 8, pictures=False)
+    lost = write_data(tmp_path, "lost", 4)
+    for picture in tmp_path.glob("lost-*.png"):
+        picture.unlink()
+    lost.write_text(json.dumps([record for record in json.loads(lost.read_text()) if "image" in record]))
+    settings = run_settings(tmp_path, [words])
+    validation = settings.data.validation.model_copy(update={"sources": [SourceSettings(path=str(lost))]})
+    data = settings.data.model_copy(update={"validation": validation})
+    job = open_job(prepare_job(settings.model_copy(update={"data": data})))
+
+    with pytest.raises(RejectLimitError, match="none of the held-out samples can be used"):
+        train_rank(job, device=torch.device("cpu"))
+
+    rows = pq.read_table(job.folder / "rejects.parquet").to_pylist()
+    assert {row["sample_id"] for row in rows} == {"lost-0", "lost-2"}
+    assert len(rows) == 2
+
+
+def test_a_table_of_known_rejects_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path, [write_data(tmp_path, "words", 4, pictures=False)])
+    data = settings.data.model_copy(update={"known_rejects": str(tmp_path / "none.parquet")})
+    with pytest.raises(SettingsError, match=r"data\.known_rejects: .*none\.parquet: no such file"):
+        prepare_job(settings.model_copy(update={"data": data}))
+
+
+def test_the_loader_frames_pictures_as_the_processor_says(tmp_path: Path) -> None:
+    job = prepare_job(run_settings(tmp_path, [write_data(tmp_path, "words", 4, pictures=False)]))
+    framing = {name: getattr(job.loader, name) for name in job.processor.framing}
+    assert framing == job.processor.framing == {"size_px": 56, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
 def test_the_saved_processor_knows_which_source_was_sampled_otherwise(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,10 @@ def test_a_server_serves_any_number_of_nodes(uri: str) -> None:
 
 def test_the_default_store_lies_beside_the_run_folder_by_its_absolute_path(tmp_path: Path) -> None:
     assert tracking_uri(settings(tmp_path / "runs" / "demo")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert ui_command("sqlite:////x/mlflow.db") == "mlflow ui --backend-store-uri sqlite:////x/mlflow.db"
+    assert (
+        ui_command("sqlite:////x/mlflow.db")
+        == f"{Path(sys.executable).parent}/mlflow ui --backend-store-uri sqlite:////x/mlflow.db"
+    )
 
 
 def test_a_run_on_sqlite_holds_params_points_and_artifacts_under_one_id(tmp_path: Path) -> None:
