@@ -12,6 +12,7 @@
     ├── RecordError          one record of a data file cannot be used: becomes a row of the rejects table
     ├── StorageError         storage failed again and again: the job stops (never a bad sample)
     ├── RejectLimitError     more samples were rejected than `data.max_rejected` allows
+    ├── DivergedError        loss or gradient is not finite
     ├── ModelError           a tower, backbone, template or tokenizer that cannot be used
     ├── CheckpointError      a checkpoint is missing, incomplete or does not fit
     ├── TrackingError        MLflow cannot be used as configured
@@ -108,6 +109,27 @@ class StorageError(ValleyError):
 
 class RejectLimitError(ValleyError):
     """Too large a share of the samples was rejected."""
+
+
+class DivergedError(ValleyError):
+    """Loss or gradient of a step is not finite.
+
+    Attributes:
+        step: its number, counted from 1.
+        loss: of its global batch.
+        grad_norm: of all gradients.
+        sample_ids: the samples of its global batch.
+    """
+
+    def __init__(self, step: int, loss: float, grad_norm: float, sample_ids: Sequence[str]) -> None:
+        self.step, self.loss, self.grad_norm, self.sample_ids = step, loss, grad_norm, tuple(sample_ids)
+        super().__init__(
+            f"step {step}: loss {loss:g}, gradient norm {grad_norm:g}; it changed no weight, and the last checkpoint "
+            f"is from before it. Its samples: {', '.join(self.sample_ids)}"
+        )
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, float, float, tuple[str, ...]]]:
+        return type(self), (self.step, self.loss, self.grad_norm, self.sample_ids)
 
 
 class ModelError(ValleyError):

@@ -33,6 +33,7 @@ class Split:
 
     Attributes:
         num_workers: training workers.
+        min_workers: as few may go on when nodes are lost.
         gpu: whether each has a GPU.
         cpus_per_worker: logical CPUs of a training worker.
         num_decoders: decode actors over the whole cluster.
@@ -41,11 +42,17 @@ class Split:
     """
 
     num_workers: int
+    min_workers: int
     gpu: bool
     cpus_per_worker: float
     num_decoders: int
     cpus_per_decoder: float
     object_store_bytes: int
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.min_workers < self.num_workers
 
     @property
     def decoders_per_worker(self) -> int:
@@ -70,23 +77,44 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
 
     Args:
         resources: what the cluster has to give, by Ray's names.
-        settings: numbers asked for; `auto` is filled in.
+        settings: numbers asked for; `auto` is filled in. Of a range of workers, as many as there is room for.
 
     Raises:
         ClusterError: too few GPUs or CPUs, with the numbers.
     """
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    gpus = int(resources.get("GPU", 0))
     gpu = gpus > 0 if settings.gpu == "auto" else settings.gpu
-    num_workers = (max(gpus, 1) if gpu else 1) if settings.num_workers == "auto" else settings.num_workers
-    if num_workers < 1:
-        raise ClusterError("cluster.num_workers: 0 is one plain process and needs no cluster")
+    fewest, most = _asked_workers(settings, gpus if gpu else 1)
+    if not 1 <= fewest <= most:
+        raise ClusterError(f"cluster.num_workers: {settings.num_workers}: not a number of workers on a cluster")
+    error: ClusterError | None = None
+    for num_workers in range(most, fewest - 1, -1):
+        try:
+            return _split(resources, settings, num_workers, fewest, gpu=gpu)
+        except ClusterError as problem:
+            error = problem
+    raise error or AssertionError("a range of workers is never empty")
+
+
+def _asked_workers(settings: ClusterSettings, usual: int) -> tuple[int, int]:
+    """The fewest and the most training workers."""
+    asked = settings.num_workers
+    if isinstance(asked, tuple):
+        return asked
+    number = max(usual, 1) if asked == "auto" else asked
+    return number, number
+
+
+def _split(
+    resources: Mapping[str, float], settings: ClusterSettings, num_workers: int, min_workers: int, *, gpu: bool
+) -> Split:
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
     if gpu and num_workers > gpus:
         raise ClusterError(f"cluster.num_workers: {num_workers} workers need a GPU each, the cluster has {gpus} free")
     half = int(cpus / 2 / num_workers) if cpus > FEW_CPUS else 0
     default_cpus = 1.0 if gpu else half or 0.5
     cpus_per_worker = default_cpus if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
-    free = cpus - num_workers * cpus_per_worker
-    num_decoders = int(free / settings.cpus_per_decoder)
+    num_decoders = int((cpus - num_workers * cpus_per_worker) / settings.cpus_per_decoder)
     if memory := resources.get("memory", 0):
         num_decoders = min(num_decoders, max(int(memory / 2 / DECODER_BYTES), num_workers))
     if settings.max_decoders is not None:
@@ -100,6 +128,7 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
         )
     return Split(
         num_workers=num_workers,
+        min_workers=min_workers,
         gpu=gpu,
         cpus_per_worker=cpus_per_worker,
         num_decoders=num_decoders,

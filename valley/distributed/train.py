@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +16,12 @@ from typing import Any, NoReturn
 import ray
 import ray.train
 import torch
-from ray.train import DataConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from valley.distributed.cluster import Split, connect, free_resources, num_nodes, share_out, store_bytes_used
 from valley.distributed.data import RayStream
-from valley.errors import ValleyError
+from valley.errors import DivergedError, ModelError, RejectLimitError, SettingsError, ValleyError
 from valley.training.feed import load_ahead
 from valley.training.job import Job, job_status, open_job, prepare_job
 from valley.training.meter import process_gauges
@@ -30,6 +32,10 @@ from valley.training.summary import format_summary, read_summary
 from valley.training.tracking import METRICS_FILE
 
 logger = logging.getLogger(__name__)
+
+FINAL = (SettingsError, ModelError, RejectLimitError, DivergedError)
+"""Errors that every rank runs into, and would run into again."""
+FAILURE_FILE = "failure.pickle"
 
 
 def run_on_ray(settings: RunSettings) -> str:
@@ -59,23 +65,35 @@ def _shown(job: Job) -> Iterator[bool]:
 
 
 def _fit(job: Job, split: Split, *, followed: bool) -> None:
+    # Typed as a whole number by mistake: a range makes the group elastic.
+    num_workers: Any = (split.min_workers, split.num_workers) if split.is_elastic else split.num_workers
     trainer = TorchTrainer(
         _work,
         # In the object store once, not in every message that carries the worker's configuration.
         train_loop_config={"job": ray.put(job), "split": split, "followed": followed},
         scaling_config=ScalingConfig(
-            num_workers=split.num_workers,
+            num_workers=num_workers,
             use_gpu=split.gpu,
             resources_per_worker={"CPU": split.cpus_per_worker, **({"GPU": 1} if split.gpu else {})},
         ),
-        run_config=RunConfig(name=time.strftime("%Y%m%d-%H%M%S"), storage_path=str(job.folder / "ray")),
-        torch_config=TorchConfig(backend="nccl" if split.gpu else "gloo"),
+        run_config=RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=str(job.folder / "ray"),
+            failure_config=FailureConfig(max_failures=job.settings.cluster.max_failures),
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if split.gpu else "gloo", timeout_s=math.ceil(job.settings.cluster.stuck_after_s or 1 << 30)
+        ),
         dataset_config=DataConfig(),
     )
+    failure = job.folder / FAILURE_FILE
+    failure.unlink(missing_ok=True)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         _raise_cause(error)
+    if failure.exists():
+        raise pickle.loads(failure.read_bytes())
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -89,14 +107,19 @@ def _work(config: dict[str, Any]) -> None:
     workers_here = ray.train.get_context().get_local_world_size()
     cores = max(1, (os.cpu_count() or 1) // workers_here)
     held_out = partial(load_ahead, num_threads=min(split.decoders_per_worker, cores))
-    train_rank(
-        job,
-        device=get_device(),
-        stream=RayStream(split),
-        validation_stream=held_out,
-        gauges=_gauges,
-        followed=config["followed"],
-    )
+    try:
+        train_rank(
+            job,
+            device=get_device(),
+            stream=RayStream(split),
+            validation_stream=held_out,
+            gauges=_gauges,
+            followed=config["followed"],
+        )
+    except FINAL as error:
+        # Ray Train would start the workers again, in vain. All ranks come here, so none is left waiting.
+        if ray.train.get_context().get_world_rank() == 0:
+            (job.folder / FAILURE_FILE).write_bytes(pickle.dumps(error))
 
 
 def _gauges() -> dict[str, float]:

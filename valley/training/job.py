@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,6 +25,7 @@ from valley.errors import RejectLimitError, SettingsError
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
 from valley.training.ledger import REJECTS_FILE
 from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
+from valley.training.record import RunRecord, identity_of, read_record, write_record
 from valley.training.settings import RunSettings
 from valley.training.stage import count_steps
 from valley.training.summary import SUMMARY_FILE
@@ -113,7 +114,8 @@ def prepare_job(settings: RunSettings) -> Job:
 def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     """Opens the run: MLflow, the run folder, and one sample shown with its supervised tokens marked.
 
-    Checkpoints of an earlier run in the same folder are moved aside.
+    An unfinished run of the same settings and data in the folder goes on, in its own MLflow run. A finished one makes
+    room: its checkpoints are moved aside.
 
     Args:
         job: a job that is not open.
@@ -123,10 +125,17 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
         The job with its MLflow run.
 
     Raises:
+        SettingsError: the folder holds an unfinished run of other settings.
         TrackingError: MLflow cannot be used as configured.
         RejectLimitError: none of the first samples can be used: nothing would be learned.
         StorageError: storage failed on every try.
     """
+    identity = identity_of(job.settings, job.loader.manifest.content_hash)
+    if record := _unfinished(job, identity):
+        run_id = record.mlflow.run_id if record.mlflow else None
+        mlflow = start_run(job.settings, num_nodes=num_nodes, run_id=run_id)
+        write_record(job.folder, replace(record, mlflow=mlflow))
+        return replace(job, mlflow=mlflow)
     sample = find_sample(job)
     logger.info("one sample; what is supervised stands in colour, or in double brackets:\n%s", _show(job, sample))
     job = replace(job, mlflow=start_run(job.settings, num_nodes=num_nodes))
@@ -137,7 +146,28 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
         (job.folder / stale).unlink(missing_ok=True)
     if aside := store.set_aside(job.checkpoints):
         logger.warning("checkpoints of an earlier run were moved to %s", aside)
+    write_record(job.folder, RunRecord(identity, job.mlflow))
     return job
+
+
+def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:
+    """Returns the record of the run that is to go on; None when a new one begins.
+
+    Raises:
+        SettingsError: there is one, of other settings or data.
+    """
+    record = read_record(job.folder)
+    if record is None or not job.settings.checkpoint.resume or (job.folder / SUMMARY_FILE).exists():
+        return None
+    if differences := record.differences(identity):
+        raise SettingsError(
+            [
+                f"output: {job.folder} holds an unfinished run that differs in what follows. Go on with its settings, "
+                "choose another output, or begin anew with checkpoint.resume=false",
+                *differences,
+            ]
+        )
+    return record
 
 
 @contextmanager

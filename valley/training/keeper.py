@@ -16,6 +16,7 @@ from valley.checkpoints.frozen import FrozenPart, name_frozen
 from valley.model.modeling import PARTS, ValleyForConditionalGeneration
 from valley.training.engines import Engine
 from valley.training.job import Job
+from valley.training.loop import FitResult
 from valley.training.settings import RunSettings
 from valley.training.stage import ParameterGroup, compute_dtype
 
@@ -35,8 +36,12 @@ class Keeper:
         self._job, self._engine, self._frozen = job, engine, frozen
         self.newest: Path | None = None
 
-    def keep(self, done: int, validation_loss: float | None) -> Path:
-        """Writes the checkpoint after `done` steps and prunes older ones; returns its folder.
+    def keep(self, result: FitResult, validation_loss: float | None) -> Path:
+        """Writes a checkpoint and prunes older ones; returns its folder.
+
+        Args:
+            result: the figures so far; the number of steps among them is the checkpoint's.
+            validation_loss: measured at this very step, if it was.
 
         Raises:
             CheckpointError: on all ranks, when one of them could not write.
@@ -44,9 +49,9 @@ class Keeper:
         engine = self._engine
         self.newest = store.write(
             self._job.checkpoints,
-            done,
+            result.totals.num_steps,
             engine.save,
-            info=self._describe(done, validation_loss),
+            info=self._describe(result, validation_loss),
             rank=engine.rank,
             world_size=engine.world_size,
             agree=lambda ok: engine.all_reduce_sum([float(not ok)]) == [0.0],
@@ -72,13 +77,14 @@ class Keeper:
         model.save_pretrained(folder, state_dict=weights)
         self._job.processor.save_pretrained(folder)
 
-    def _describe(self, done: int, validation_loss: float | None) -> dict[str, Any]:
+    def _describe(self, result: FitResult, validation_loss: float | None) -> dict[str, Any]:
         """What the manifest of a checkpoint says: the position, and all that it must fit."""
         job, order = self._job, self._job.loader.order
         return {
             "validation_loss": validation_loss,
+            "result": asdict(result),
             "position": {
-                "step": done,
+                "step": result.totals.num_steps,
                 "total_steps": job.total_steps,
                 "seed": order.seed,
                 "global_batch": order.global_batch,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from valley.data.loading import reading_policy
-from valley.data.rejects import Reject, RejectBudget, write_rejects
+from valley.data.rejects import Reject, RejectBudget, read_rejects, write_rejects
 from valley.data.settings import DataSettings
 from valley.errors import RejectLimitError
 from valley.training.engines.base import Engine
@@ -24,15 +24,22 @@ class Ledger:
         folder: where the table goes.
         settings: how large a share is too large.
         before: what was rejected before the training, when the manifest was made.
+        num_used: samples that were used before, when a run goes on; what was rejected then is in the table.
     """
 
-    def __init__(self, engine: Engine, folder: Path, settings: DataSettings, before: Sequence[Reject] = ()) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, settings: DataSettings, before: Sequence[Reject] = (), *, num_used: int = 0
+    ) -> None:
         self._engine, self.path, self._policy = engine, folder / REJECTS_FILE, reading_policy(settings)
         self._budget = RejectBudget(settings.max_rejected, settings.rejects_grace)
         self._settings = settings
         self._rejects: dict[tuple[str, str, str], Reject] = {}
         self._validated = False
         self._add(before)
+        if num_used:
+            earlier = read_rejects(self.path)
+            self._budget.add(num_used, [reject for reject in earlier if reject.stage != "parse"])
+            self._add(earlier)
 
     def __len__(self) -> int:
         return len(self._rejects)

@@ -67,7 +67,8 @@ def fit(
     tracker: Tracker,
     progress: Progress,
     inspect: Callable[[Step, Counts], None],
-    report: Callable[[int, float | None], None],
+    judge: Callable[[Step, Figures], None],
+    report: Callable[[FitResult, float | None], None],
     evaluate: Callable[[int], float] | None = None,
     gauges: Callable[[], dict[str, float]] = dict,
     result: FitResult | None = None,
@@ -84,7 +85,8 @@ def fit(
         tracker: takes the figures (rank 0's is listened to).
         progress: shows the figures.
         inspect: looks at every step before it is taken, on all ranks, and may stop the run.
-        report: writes a checkpoint, given the steps taken and the validation loss measured after them, if it was. It is
+        judge: looks at every step after it was taken, likewise.
+        report: writes a checkpoint, given the figures so far and the validation loss just measured, if it was. It is
             also called whenever that loss is the lowest so far, so that the best weights are always kept.
         evaluate: measures the validation loss, given the steps taken.
         gauges: read at every point of a curve: what is true of a moment, not of a step.
@@ -97,9 +99,12 @@ def fit(
         RuntimeError: the steps ended too early, or ranks came with unequal numbers of micro-batches.
     """
     result = result or FitResult()
-    done = 0
+    done = result.totals.num_steps
+    if done >= total_steps:
+        return result
     for step, wait_s in _timed(steps):
         figures = _take_step(engine, step, wait_s, factor(step.index), meter, inspect)
+        judge(step, figures)
         done = step.index + 1
         result.totals.add(figures)
         result.loss_first = figures.loss if result.loss_first is None else result.loss_first
@@ -115,7 +120,7 @@ def fit(
         if improved:
             result.best_loss, result.best_step = measured, done
         if improved or _due(done, cadence.report_steps, is_last):
-            report(done, measured)
+            report(result, measured)
         if is_last:
             return result
     raise RuntimeError(f"the feed ended after step {done} of {total_steps}")

@@ -17,20 +17,24 @@ from valley.model.build import build_model
 from valley.training.curve import draw_loss_curve
 from valley.training.engines import ENGINES, Engine
 from valley.training.engines.base import place_among_ranks
-from valley.training.feed import Share, Stream, load_ahead, one_ahead
+from valley.training.feed import Share, Step, Stream, load_ahead, one_ahead
 from valley.training.flops import FlopCounter, peak_flops
+from valley.training.guard import Guard
 from valley.training.job import ANSWERS_FILE, SAMPLE_FILE, SETTINGS_FILE, Job, job_status, open_job, prepare_job
 from valley.training.keeper import Keeper, name_frozen_parts
 from valley.training.ledger import Ledger
 from valley.training.loop import Cadence, FitResult, fit
-from valley.training.meter import StepMeter, process_gauges
+from valley.training.meter import Figures, StepMeter, process_gauges
 from valley.training.mlflow_tracker import MlflowTracker
 from valley.training.progress import Progress, make_progress
+from valley.training.record import RECORD_FILE, read_record, write_record
+from valley.training.resume import take_over
 from valley.training.settings import RunSettings
 from valley.training.stage import compute_dtype, format_table, learning_rate_factor, prepare, what_trains
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 from valley.training.tracking import METRICS_FILE, FileTracker, Tracker, Trackers, flatten
-from valley.training.validation import Validator, answer_prompts, append_answers, load_prompts
+from valley.training.validation import Validator, answer_prompts, append_answers, drop_answers, load_prompts
+from valley.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -80,20 +84,30 @@ def train_rank(
     """
     settings, stage = job.settings, job.settings.train
     engine, meter, keeper, table = _build(job, device)
-    ledger = Ledger(engine, job.folder, settings.data, job.rejects)
-    with _outlets(job, engine, followed=followed) as (tracker, progress):
+    result = take_over(job, engine)
+    first_step = result.totals.num_steps
+    ledger = Ledger(engine, job.folder, settings.data, job.rejects, num_used=result.totals.num_samples)
+    watchdog = Watchdog(settings.cluster.stuck_after_s, job.folder / f"stuck-rank-{engine.rank}.txt")
+    with _outlets(job, engine, first_step, followed=followed) as (tracker, progress), watchdog:
         progress.say(table)
-        _log_beginnings(job, engine, table, tracker)
-        share = Share(job.loader.order, engine.rank, engine.world_size, stage.micro_batch, 0, job.total_steps)
+        _log_beginnings(job, engine, table, tracker, first_step)
+        share = Share(job.loader.order, engine.rank, engine.world_size, stage.micro_batch, first_step, job.total_steps)
         samples = stream(job.loader, share.slots(), share.width)
         pad_id = job.processor.tokenizer.pad_token_id
 
-        def keep(done: int, validation_loss: float | None) -> None:
+        guard = Guard(engine, job.folder, stage.spike)
+
+        def judge(step: Step, figures: Figures) -> None:
+            watchdog.beat()
+            guard.judge(step, figures)
+
+        def keep(known: FitResult, validation_loss: float | None) -> None:
             ledger.write()
-            report(keeper.keep(done, validation_loss))
+            watchdog.beat()
+            report(keeper.keep(known, validation_loss))
 
         try:
-            result = fit(
+            fit(
                 engine,
                 one_ahead(share.assemble(samples, pad_id, pin=device.type == "cuda")),
                 total_steps=job.total_steps,
@@ -107,9 +121,11 @@ def train_rank(
                 tracker=tracker,
                 progress=progress,
                 inspect=ledger.inspect,
+                judge=judge,
                 report=keep,
                 evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
                 gauges=gauges if engine.rank == 0 else dict,
+                result=result,
             )
         finally:
             progress.close()
@@ -142,23 +158,29 @@ def _settle_on(device: torch.device) -> None:
 
 
 @contextmanager
-def _outlets(job: Job, engine: Engine, *, followed: bool) -> Iterator[tuple[Tracker, Progress]]:
+def _outlets(job: Job, engine: Engine, first_step: int, *, followed: bool) -> Iterator[tuple[Tracker, Progress]]:
     """Where numbers and words go; only rank 0's go anywhere."""
     trackers: list[Tracker] = []
     if engine.rank == 0:
-        trackers.append(FileTracker(job.folder / METRICS_FILE))
+        trackers.append(FileTracker(job.folder / METRICS_FILE, first_step=first_step))
         if job.mlflow:
             trackers.append(MlflowTracker(job.mlflow, flush_s=job.settings.tracking.flush_s))
-    tracker, progress = Trackers(trackers), make_progress(job.total_steps, 0, engine.rank, followed=followed)
+    tracker, progress = Trackers(trackers), make_progress(job.total_steps, first_step, engine.rank, followed=followed)
     try:
         yield tracker, progress
     finally:
         tracker.close()
 
 
-def _log_beginnings(job: Job, engine: Engine, table: str, tracker: Tracker) -> None:
+def _log_beginnings(job: Job, engine: Engine, table: str, tracker: Tracker, first_step: int) -> None:
     if engine.rank != 0:
         return
+    drop_answers(job.folder / ANSWERS_FILE, first_step)
+    if record := read_record(job.folder):
+        record = record.started(first_step, engine.world_size)
+        write_record(job.folder, record)
+        tracker.log_metrics(first_step, {"run/restarts": len(record.starts) - 1})
+        tracker.log_artifact(job.folder / RECORD_FILE)
     (job.folder / TABLE_FILE).write_text(table + "\n")
     tracker.log_params(flatten(job.settings))
     for name in (SETTINGS_FILE, SAMPLE_FILE, TABLE_FILE):

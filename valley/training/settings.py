@@ -41,6 +41,8 @@ class StageSettings(Settings):
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
     """Gradient norm above which gradients are scaled down."""
+    spike: Annotated[float, Field(gt=1)] = 3.0
+    """A loss this many times the usual one is written down with its samples (`spikes.jsonl`)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass (non-reentrant)."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -74,6 +76,8 @@ class CheckpointSettings(Settings):
     """Steps between checkpoints; 0: only at the end."""
     keep_last: PositiveInt = 3
     """Newest checkpoints kept; the best by validation loss is kept besides."""
+    resume: bool = True
+    """Go on with an unfinished run in the run folder; false: begin anew, its checkpoints are moved aside."""
 
 
 class TrackingSettings(Settings):
@@ -98,8 +102,13 @@ class ClusterSettings(Settings):
 
     address: str | None = None
     """Ray cluster to join; null: `$RAY_ADDRESS`, else a local one is started."""
-    num_workers: NonNegativeInt | Literal["auto"] = "auto"
-    """Training workers; `auto`: one a GPU, or one on CPUs; 0: one plain process without Ray."""
+    num_workers: NonNegativeInt | Literal["auto"] | tuple[PositiveInt, PositiveInt] = "auto"
+    """Training workers; `auto`: one a GPU, or one on CPUs; 0: one plain process without Ray; [1, 4]: as many as there
+    are, going on with what is left when nodes are lost."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Times that lost workers are replaced and the training goes on from its last checkpoint; -1: always."""
+    stuck_after_s: PositiveFloat | None = 1800.0
+    """Seconds without a step after which a worker counts as stuck and ends itself; null: never."""
     gpu: bool | Literal["auto"] = "auto"
     """Train on GPUs; `auto`: when the cluster has one."""
     cpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"

@@ -34,12 +34,22 @@ class Tracker(Protocol):
 class FileTracker:
     """One JSON line a point in `metrics.jsonl`: `{"step": 3, "time": …, "train/loss": …}`.
 
-    NaN and infinities are written as Python's `json` writes and reads them.
+    NaN and infinities are written as Python's `json` writes and reads them. Points of an earlier run are dropped; of a
+    run that goes on, those after the step that it goes on from.
+
+    Args:
+        path: the file.
+        first_step: steps taken before; 0: a new run.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
+    def __init__(self, path: Path, *, first_step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a" if resume else "w")
+        kept_from = first_step and path.exists()
+        kept = [json.dumps(point) + "\n" for point in _lines(path) if point["step"] <= first_step] if kept_from else []
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept))
+        partial.replace(path)
+        self._file = path.open("a")
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Nothing: the settings lie in the run folder."""

@@ -178,6 +178,14 @@ def append_answers(path: Path, answers: Sequence[Answer]) -> None:
     write_json(path, table)
 
 
+def drop_answers(path: Path, first_step: int) -> None:
+    """Removes the answers that were given after `first_step`, which will be given again."""
+    if path.exists():
+        table = json.loads(path.read_text(encoding="utf-8"))
+        table["data"] = [row for row in table["data"] if row[table["columns"].index("step")] <= first_step]
+        write_json(path, table)
+
+
 def _prompt(loader: Loader, sample: Sample) -> Prompt:
     """Cuts a sample before its first answer, so that the prompt is, token by token, what training sees."""
     supervised = np.append(sample.labels != IGNORED, False)

@@ -38,7 +38,7 @@ class Run:
     def fit(
         self, engine: Engine, feed: Iterator[Step], total_steps: int, cadence: Cadence, result: FitResult | None = None
     ) -> FitResult:
-        tracker = FileTracker(self._curve, resume=result is not None)
+        tracker = FileTracker(self._curve, first_step=result.totals.num_steps if result else 0)
         found = fit(
             engine,
             feed,
@@ -49,7 +49,8 @@ class Run:
             tracker=tracker,
             progress=Silent(),
             inspect=self._inspect,
-            report=lambda done, loss: self.calls.append(("report", done, loss)),
+            judge=lambda step, figures: None,
+            report=lambda known, loss: self.calls.append(("report", known.totals.num_steps, loss)),
             evaluate=self._evaluate if self._losses else None,
             result=result,
         )

@@ -35,7 +35,7 @@ def test_a_curve_reads_back_and_a_step_taken_twice_counts_once(tmp_path: Path) -
     for step, loss in enumerate([4.0, math.nan, 2.0]):
         first.log_metrics(step, {"train/loss": loss})
     first.close()
-    again = FileTracker(tmp_path / "metrics.jsonl", resume=True)
+    again = FileTracker(tmp_path / "metrics.jsonl", first_step=1)
     again.log_metrics(2, {"train/loss": 1.5, "train/grad_norm": 7.0})
     again.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:

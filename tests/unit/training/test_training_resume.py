@@ -1,0 +1,165 @@
+"""A run that was killed goes on as if nothing had happened: the same numbers, the same samples, each once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+from training_makers import run_ranks, run_settings, write_data
+
+from valley.errors import SettingsError
+from valley.training.job import open_job, prepare_job
+from valley.training.record import read_record
+from valley.training.run import train_rank
+from valley.training.settings import RunSettings
+from valley.training.summary import read_summary
+from valley.training.tracking import read_curve
+
+RUN = Path(__file__).with_name("killable_run.py")
+STEPS_PER_EPOCH = 5
+
+
+def settings_in(folder: Path, **changes: Any) -> RunSettings:
+    """Twenty samples, one of them broken, in five steps an epoch; four epochs."""
+    folder.mkdir(exist_ok=True)
+    sources = [write_data(folder, "pictures", 12), write_data(folder, "words", 8, pictures=False)]
+    (folder / "pictures-4.png").write_bytes(b"broken")
+    settings = run_settings(folder, sources, data={"sources": [{"path": str(path)} for path in sources]}, **changes)
+    return settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 4})})
+
+
+def start(settings: RunSettings, log: Path) -> subprocess.Popen[bytes]:
+    file = log.with_suffix(".json")
+    file.write_text(settings.model_dump_json())
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(RUN), str(file), str(log)], env=environment)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(timeout=200) == 0
+
+
+def kill_after(process: subprocess.Popen[bytes], settings: RunSettings, step: int) -> None:
+    """Kills a run, with no chance to tidy up, once it has taken so many steps."""
+    curves = Path(settings.output) / "metrics.jsonl"
+    give_up_s = time.monotonic() + 200
+    while not curves.exists() or len(read_curve(curves, "train/loss")) < step:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < give_up_s
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def losses(settings: RunSettings) -> dict[int, float]:
+    return read_curve(Path(settings.output) / "metrics.jsonl", "train/loss")
+
+
+def weights(settings: RunSettings) -> dict[str, torch.Tensor]:
+    return load_file(Path(settings.output) / "model" / "model.safetensors")
+
+
+def consumed(log: Path) -> list[tuple[int, str]]:
+    return [(int(slot), name) for slot, name in map(str.split, log.read_text().splitlines())]
+
+
+@pytest.mark.parametrize(
+    ("engine", "every_steps"), [("torch", 3), ("torch", STEPS_PER_EPOCH), ("deepspeed", 3)], ids=str
+)
+def test_killed_and_started_again_a_run_ends_in_the_same_bits(engine: str, every_steps: int, tmp_path: Path) -> None:
+    changes = {"engine": {"name": engine, "overlap_comm": False}, "checkpoint": {"every_steps": every_steps}}
+    straight, broken = (settings_in(tmp_path / name, **changes) for name in ("straight", "broken"))
+    finish(start(straight, tmp_path / "straight.log"))
+    kill_after(start(broken, tmp_path / "first.log"), broken, step=8)
+    finish(start(broken, tmp_path / "second.log"))
+
+    record = read_record(Path(broken.output))
+    assert record is not None
+    went_on_from = record.starts[1].step
+    assert went_on_from >= 5
+    assert went_on_from % every_steps == 0
+    assert losses(broken) == losses(straight)
+    assert list(losses(broken)) == list(range(1, 4 * STEPS_PER_EPOCH + 1))
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(broken).items())
+    kept = [(slot, name) for slot, name in consumed(tmp_path / "first.log") if slot < went_on_from * 4]
+    assert kept + consumed(tmp_path / "second.log") == consumed(tmp_path / "straight.log")
+    assert len({slot for slot, _ in consumed(tmp_path / "straight.log")}) == 4 * STEPS_PER_EPOCH * 4
+    for key in ("loss_first", "loss_last", "steps", "samples", "tokens", "frames", "rejected"):
+        assert read_summary(Path(broken.output))[key] == read_summary(Path(straight.output))[key]
+
+
+class StopError(Exception):
+    """What ends a run in the middle."""
+
+
+def run_until(settings: RunSettings, last: int | None) -> None:
+    """Runs until the checkpoint after `last` steps, or to the end."""
+    torch.set_num_threads(1)
+    job = open_job(prepare_job(settings))
+
+    def report(checkpoint: Path) -> None:
+        if checkpoint.name == f"step-{last or 0:08d}":
+            raise StopError
+
+    try:
+        train_rank(job, device=torch.device("cpu"), report=report)
+    except StopError:
+        return
+
+
+def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+    changes = {"checkpoint": {"every_steps": 4}}
+    straight, changed = (settings_in(tmp_path / name, **changes) for name in ("straight", "changed"))
+    run_until(straight, None)
+    (tmp_path / "ranks").mkdir()
+    run_ranks(2, run_until, changed, 8, folder=tmp_path / "ranks")
+    run_until(changed, None)
+
+    record = read_record(Path(changed.output))
+    assert record is not None
+    assert [(start.step, start.num_workers) for start in record.starts] == [(0, 2), (8, 1)]
+    assert list(losses(changed).values()) == pytest.approx(list(losses(straight).values()), abs=1e-3)
+
+
+def test_a_run_that_goes_on_stays_one_run_and_shows_it(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4}, tracking={"enabled": True})
+    run_until(settings, 4)
+    first = read_record(Path(settings.output))
+    run_until(settings, None)
+
+    summary = read_summary(Path(settings.output))
+    assert first is not None
+    assert first.mlflow is not None
+    assert summary["mlflow_run_id"] == first.mlflow.run_id
+    restarts = MlflowClient(first.mlflow.uri).get_metric_history(first.mlflow.run_id, "run/restarts")
+    assert [(point.step, point.value) for point in restarts] == [(0, 0), (4, 1)]
+
+
+def test_what_was_finished_is_done_anew_and_what_was_not_under_other_settings_is_refused(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4})
+    faster = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 0.5})})
+    run_until(settings, 4)
+    with pytest.raises(SettingsError) as caught:
+        open_job(prepare_job(faster))
+    assert "holds an unfinished run" in caught.value.problems[0]
+    assert caught.value.problems[1:] == ("train.learning_rate: 0.01, now 0.5",)
+
+    anew = faster.model_copy(update={"checkpoint": faster.checkpoint.model_copy(update={"resume": False})})
+    run_until(anew, None)
+    assert (Path(settings.output) / "checkpoints.previous" / "step-00000004").is_dir()
+    run_until(settings, 4)
+    record = read_record(Path(settings.output))
+    assert record is not None
+    assert record.starts[0].step == 0
+    assert json.loads(record.identity["train.learning_rate"]) == 0.01

@@ -1,0 +1,110 @@
+"""What a run folder knows of its run, so that the same command goes on with it after whatever ended it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from valley.checkpoints.store import write_json
+from valley.training.mlflow_tracker import MlflowRun
+from valley.training.settings import RunSettings
+from valley.training.tracking import flatten
+
+RECORD_FILE = "run.json"
+_DECIDING = (
+    "seed",
+    "model.",
+    "data.sampling.",
+    "data.max_tokens",
+    "data.validation.fraction",
+    "data.validation.sources",
+    "train.",
+)
+"""Settings that decide which weights come out; a run goes on under the same ones only."""
+_INDIFFERENT = (
+    "model.llm.attention",
+    "model.vision.micro_batch",
+    "train.micro_batch",
+    "train.gradient_checkpointing",
+    "train.spike",
+)
+"""Among those, what changes how it is computed and not what."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One time that the workers began or went on.
+
+    Attributes:
+        time: in ISO 8601, UTC.
+        step: steps taken before.
+        num_workers: how many they were.
+    """
+
+    time: str
+    step: int
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The run that a folder belongs to.
+
+    Attributes:
+        identity: what must be the same for it to go on: settings by their dotted paths, and the data's hash.
+        mlflow: its MLflow run.
+        starts: the first start, and every restart.
+    """
+
+    identity: Mapping[str, str]
+    mlflow: MlflowRun | None
+    starts: tuple[Start, ...] = ()
+
+    def started(self, step: int, num_workers: int) -> RunRecord:
+        """Returns the record with one more start."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return replace(self, starts=(*self.starts, Start(now, step, num_workers)))
+
+    def differences(self, identity: Mapping[str, str]) -> list[str]:
+        """Returns what stands in the way of going on under another identity, a line each."""
+        keys = sorted(self.identity.keys() | identity.keys())
+        missing = "nothing"
+        return [
+            f"{key}: {self.identity.get(key, missing)}, now {identity.get(key, missing)}"
+            for key in keys
+            if self.identity.get(key) != identity.get(key)
+        ]
+
+
+def identity_of(settings: RunSettings, data_hash: str) -> dict[str, str]:
+    """Returns what decides a run's weights.
+
+    Args:
+        settings: the run's settings.
+        data_hash: of the records, their sampling and weights included.
+    """
+    deciding = {
+        key: value
+        for key, value in flatten(settings).items()
+        if key.startswith(_DECIDING) and not key.startswith(_INDIFFERENT)
+    }
+    weights = [source.weight for source in settings.data.sources]
+    return {**deciding, "data.sources.weight": json.dumps(weights), "data": data_hash}
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes the record, whole or not at all."""
+    write_json(folder / RECORD_FILE, asdict(record))
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Returns the record of the run that a folder belongs to; None when there is none."""
+    try:
+        content = json.loads((folder / RECORD_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    mlflow = MlflowRun(**content["mlflow"]) if content["mlflow"] else None
+    return RunRecord(content["identity"], mlflow, tuple(Start(**start) for start in content["starts"]))
