@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from valley.config import Settings
 
@@ -18,6 +18,8 @@ class Limits(Settings):
     """Largest file."""
     max_pixels: PositiveInt = 8192 * 4320
     """Largest picture, width times height."""
+    max_aspect_ratio: Annotated[float, Field(ge=1)] = 100.0
+    """Longest picture, its long side over its short one: what is longer is no picture but an attack or a mistake."""
     max_duration_s: PositiveFloat = 6 * 3600.0
     """Longest clip."""
     damaged: Literal["reject", "use"] = "reject"

@@ -168,7 +168,7 @@ def reading(source: str | Path | bytes, limits: Limits, *, decoder: str, frames:
                 "path": None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 - links stay as they are
                 "decoder": decoder,
                 "frames": frames,
-                **limits.model_dump(include={"max_bytes", "max_pixels", "max_duration_s", "damaged"}),
+                **limits.model_dump(exclude={"deadline_s"}),
             }
         )
         yield file

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from media_clips import CASES, NUM_FRAMES
 
+from valley.media.decoders.bounds import Bounds
 from valley.media.decoders.clip import Clip
 from valley.media.decoders.containers import HEAD_BYTES, recognise
 from valley.media.decoders.planned import plan
@@ -18,7 +19,7 @@ from valley.media.decoders.wholeness import missing_bytes
 
 def scanned(path, **options) -> Clip:
     file = FileIO(path)
-    clip = Clip(file, recognise(os.pread(file.fileno(), HEAD_BYTES, 0)), max_pixels=1 << 20, **options)
+    clip = Clip(file, recognise(os.pread(file.fileno(), HEAD_BYTES, 0)), bounds=Bounds(max_pixels=1 << 20), **options)
     clip.scan()
     return clip
 

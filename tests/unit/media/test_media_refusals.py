@@ -156,6 +156,23 @@ def test_limits_are_kept(clips, tmp_path):
     assert len(read_frames(path, [0.0], limits=Limits(max_pixels=192 * 128, max_duration_s=2.5)).pixels) == 1
 
 
+@pytest.mark.parametrize("shape", [(1, 20000), (20000, 1)])
+def test_a_strip_is_refused(shape, tmp_path):
+    Image.new("RGB", shape).save(tmp_path / "strip.png")
+
+    for read in (lambda: probe(tmp_path / "strip.png"), lambda: sample_clip(tmp_path / "strip.png", Sampling())):
+        with pytest.raises(MediaLimitError, match=f"strips of {shape[0]}x{shape[1]} pixels, longer than 1:100"):
+            read()
+    frames = read_frames(tmp_path / "strip.png", [0.0], size_px=24, limits=Limits(max_aspect_ratio=20000))
+    assert frames.pixels.shape == (1, 24, 24, 3)
+
+
+def test_a_clip_of_strips_is_refused(clips):
+    with pytest.raises(MediaLimitError, match="strips of 192x128"):
+        probe(clips("long GOP"), Limits(max_aspect_ratio=1.49))
+    assert probe(clips("long GOP"), Limits(max_aspect_ratio=1.51)).width == 192
+
+
 def test_an_error_names_its_file_and_survives_pickling(tmp_path):
     with pytest.raises(MediaError) as caught:
         probe(tmp_path / "none.mp4")

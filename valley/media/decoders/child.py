@@ -33,6 +33,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from .bounds import Bounds
 from .clip import Clip
 from .containers import HEAD_BYTES, Container, recognise
 from .problems import Problem, UnfitError
@@ -108,22 +109,23 @@ class _Server:
 
     def _read(self, file: FileIO, request: dict[str, Any]) -> None:
         container = recognise(os.pread(file.fileno(), HEAD_BYTES, 0))
+        bounds = Bounds(**{name: request[name] for name in Bounds._fields})
         if container.kind == "image":
-            self._read_still(file, container, request)
+            self._read_still(file, container, bounds, request)
         else:
-            self._read_clip(file, container, request)
+            self._read_clip(file, container, bounds, request)
 
-    def _read_still(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
+    def _read_still(self, file: FileIO, container: Container, bounds: Bounds, request: dict[str, Any]) -> None:
         from .still import Still  # Pillow is not loaded for videos
 
-        still = Still(file, container, max_pixels=request["max_pixels"])
+        still = Still(file, container, bounds=bounds)
         self._wire.send({"info": still.info(), "notes": still.notes}, np.zeros(1).tobytes())
         if request["frames"]:
             self._wire.receive()  # there is just one position to ask for
             self._show(iter([(0, still.pixels())]), [])
 
-    def _read_clip(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
-        with contextlib.closing(Clip(file, container, max_pixels=request["max_pixels"])) as clip:
+    def _read_clip(self, file: FileIO, container: Container, bounds: Bounds, request: dict[str, Any]) -> None:
+        with contextlib.closing(Clip(file, container, bounds=bounds)) as clip:
             if not request["frames"]:
                 self._wire.send({"info": _not_too_long(clip.stated_info(), request), "notes": []})
                 return

@@ -24,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from .bounds import Bounds
 from .boxes import rotation_of
 from .containers import AVI, MOV, MP4, Container
 from .problems import Problem
@@ -58,18 +59,17 @@ class Clip:
         unreadable: the demuxer gave up before the end.
     """
 
-    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, file: io.FileIO, container: Container, *, bounds: Bounds, kept_bytes: int = KEPT_BYTES) -> None:
         self.file, self.container = file, container
         self._kept_bytes = kept_bytes
         self._file_bytes = os.fstat(file.fileno()).st_size
-        self._max_pixels = max_pixels
+        self._bounds = bounds
         self._input = self._open()
         self.stream = _video_stream(self._input)
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in CODECS:
             raise Problem("unsupported", f"{self.codec} video, which is not read")
-        if self.stream.width * self.stream.height > max_pixels:
-            raise Problem("limit", f"pictures of {self.stream.width}x{self.stream.height} pixels")
+        bounds.check_size(self.stream.width, self.stream.height)
         self.rotation = rotation_of(file.fileno(), self._file_bytes) if container in (MP4, MOV) else 0
         self.pts = np.zeros(0, np.int64)
         self.keys: list[int] = []
@@ -137,7 +137,7 @@ class Clip:
         context = self.stream.codec_context
         if not context.is_open:
             context.thread_count = 1
-            context.options = {"max_pixels": str(self._max_pixels)}
+            context.options = {"max_pixels": str(self._bounds.max_pixels)}
             if self.codec == "hevc":  # it conceals errors without a mark unless told to report them
                 context.options |= {"err_detect": "explode"}
         return context
@@ -254,7 +254,7 @@ class Clip:
                 self.file,
                 "r",
                 format=self.container.demuxer,
-                options={"max_pixels": str(self._max_pixels)},
+                options={"max_pixels": str(self._bounds.max_pixels)},
                 container_options={"protocol_whitelist": "none"},  # what the file names stays closed
                 metadata_errors="replace",
             )

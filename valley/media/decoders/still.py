@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .bounds import Bounds
 from .containers import Container
 from .problems import Problem
 
@@ -20,7 +21,7 @@ class Still:
         notes: what is unusual about it.
     """
 
-    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int) -> None:
+    def __init__(self, file: io.FileIO, container: Container, *, bounds: Bounds) -> None:
         Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
         file.seek(0)
         try:
@@ -28,9 +29,7 @@ class Still:
             self._rotation = _TURNS.get(self._image.getexif().get(_ORIENTATION, 1), 0)
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(error) from None
-        width, height = self._image.size
-        if width * height > max_pixels:
-            raise Problem("limit", f"a picture of {width}x{height} pixels")
+        bounds.check_size(*self._image.size)
         self._container = container
         self.notes = ["animated: the first picture is used"] if getattr(self._image, "n_frames", 1) > 1 else []
 
