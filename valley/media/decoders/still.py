@@ -26,10 +26,11 @@ class Still:
         file.seek(0)
         try:
             self._image = Image.open(file, formats=[container.demuxer])
+            bounds.check_size(*self._image.size)
+            # After the check: the orientation of a PNG may stand behind its picture, which Pillow then decodes.
             self._rotation = _TURNS.get(self._image.getexif().get(_ORIENTATION, 1), 0)
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(error) from None
-        bounds.check_size(*self._image.size)
         self._container = container
         self.notes = ["animated: the first picture is used"] if getattr(self._image, "n_frames", 1) > 1 else []
 
