@@ -22,5 +22,9 @@ class Limits(Settings):
     """Longest picture, its long side over its short one: what is longer is no picture but an attack or a mistake."""
     max_duration_s: PositiveFloat = 6 * 3600.0
     """Longest clip."""
+    max_pictures: PositiveInt = 2_000_000
+    """Most pictures in a clip; six hours at 60 a second have 1.3 million."""
+    max_memory_bytes: PositiveInt = 4 << 30
+    """Most memory of the process that decodes (enforced on Linux); 8K HEVC takes 1 GB."""
     damaged: Literal["reject", "use"] = "reject"
     """Truncated or corrupt videos: reject them, or use what is whole and note it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import threading
 
 import av
@@ -145,15 +146,31 @@ def test_limits_are_kept(clips, tmp_path):
     for limits, reason in (
         (Limits(max_bytes=1000), "bytes"),
         (Limits(max_pixels=192 * 128 - 1), "192x128"),
-        (Limits(max_duration_s=2.3), "2 s long"),
+        (Limits(max_duration_s=2.3), "the most being 2.3 s"),
     ):
         with pytest.raises(MediaLimitError, match=reason):
             probe(path, limits)
         with pytest.raises(MediaLimitError, match=reason):
             read_frames(path, [0.0], limits=limits)
+    with pytest.raises(MediaLimitError, match="more than 59 pictures"):
+        sample_clip(path, Sampling(), limits=Limits(max_pictures=59))
+    assert len(sample_clip(path, Sampling(), limits=Limits(max_pictures=60)).pixels) == 2
     with pytest.raises(MediaLimitError, match="300x200"):
         read_frames(tmp_path / "image.png", [0.0], limits=Limits(max_pixels=59999))
     assert len(read_frames(path, [0.0], limits=Limits(max_pixels=192 * 128, max_duration_s=2.5)).pixels) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds the memory of a process")
+def test_a_picture_that_takes_more_memory_than_allowed_is_refused(clips, tmp_path):
+    """Decoded, it takes 256 MB."""
+    Image.new("L", (8000, 8000)).save(tmp_path / "large.png", compress_level=1)
+
+    with pytest.raises(MediaLimitError, match="more memory needed than 150000000 bytes"):
+        read_frames(
+            tmp_path / "large.png", [0.0], size_px=24, limits=Limits(max_pixels=1 << 26, max_memory_bytes=150_000_000)
+        )
+
+    assert read_frames(tmp_path / "large.png", [0.0], size_px=24, limits=Limits(max_pixels=1 << 26)).pixels.max() == 0
 
 
 @pytest.mark.parametrize("shape", [(1, 20000), (20000, 1)])

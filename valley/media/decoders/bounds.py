@@ -12,6 +12,8 @@ class Bounds(NamedTuple):
 
     max_pixels: int
     max_aspect_ratio: float = float("inf")
+    max_duration_s: float = float("inf")
+    max_pictures: float = float("inf")
 
     def check_size(self, width: int, height: int) -> None:
         """Refuses pictures of too many pixels, and strips that no square can be cut out of.
@@ -23,3 +25,14 @@ class Bounds(NamedTuple):
             raise Problem("limit", f"pictures of {width}x{height} pixels, more than {self.max_pixels} in all")
         if max(width, height) > self.max_aspect_ratio * min(width, height):
             raise Problem("limit", f"strips of {width}x{height} pixels, longer than 1:{self.max_aspect_ratio:g}")
+
+    def check_length(self, duration_s: float, num_pictures: int = 0) -> None:
+        """Refuses clips that are too long.
+
+        Raises:
+            Problem: they take too much time or have too many pictures.
+        """
+        if duration_s > self.max_duration_s:
+            raise Problem("limit", f"{duration_s:.1f} s long or more, the most being {self.max_duration_s:g} s")
+        if num_pictures > self.max_pictures:
+            raise Problem("limit", f"more than {self.max_pictures} pictures")

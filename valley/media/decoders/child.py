@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from .bounds import Bounds
 from .clip import Clip
 from .containers import HEAD_BYTES, Container, recognise
+from .memory import memory_bounded
 from .problems import Problem, UnfitError
 from .pyav import read_pyav
 from .slots import SlotWriter
@@ -83,12 +84,16 @@ class _Server:
     def serve(self, request: dict[str, Any]) -> None:
         """Answers one request, whatever becomes of it."""
         try:
-            with self._open(request["path"], request["max_bytes"]) as file:
+            with (
+                memory_bounded(request["max_memory_bytes"]),
+                self._open(request["path"], request["max_bytes"]) as file,
+            ):
                 self._read(file, request)
         except Problem as problem:
             self._wire.send({"problem": problem.kind, "reason": problem.reason})
         except MemoryError:
-            self._wire.send({"problem": "limit", "reason": "more memory needed than there is"})
+            most = request["max_memory_bytes"]
+            self._wire.send({"problem": "limit", "reason": f"more memory needed than {most} bytes"})
         except GoneError:
             raise
         except av.FFmpegError as error:
@@ -127,13 +132,15 @@ class _Server:
     def _read_clip(self, file: FileIO, container: Container, bounds: Bounds, request: dict[str, Any]) -> None:
         with contextlib.closing(Clip(file, container, bounds=bounds)) as clip:
             if not request["frames"]:
-                self._wire.send({"info": _not_too_long(clip.stated_info(), request), "notes": []})
+                info = clip.stated_info()
+                bounds.check_length(info["duration_s"])
+                self._wire.send({"info": info, "notes": []})
                 return
             clip.scan()
             if clip.cut and request["damaged"] == "reject":
                 raise Problem("damaged", clip.cut)
-            info = _not_too_long(clip.info(), request)
-            self._wire.send({"info": info, "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
+            bounds.check_length(clip.duration_s)
+            self._wire.send({"info": clip.info(), "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
             positions = self._wire.receive()[0]["positions"]
             notes: list[str] = []
             self._show(_pictures(clip, positions, request["decoder"], notes), notes)
@@ -173,12 +180,6 @@ def _open_regular(path: str) -> FileIO:
         os.close(descriptor)
         raise Problem("unsupported", "not a regular file")
     return FileIO(descriptor)
-
-
-def _not_too_long(info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    if info["duration_s"] > request["max_duration_s"]:
-        raise Problem("limit", f"{info['duration_s']:.0f} s long, more than {request['max_duration_s']:.0f} s")
-    return info
 
 
 def _pictures(

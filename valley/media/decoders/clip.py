@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import os
 from array import array
 from bisect import bisect_right
@@ -32,6 +33,8 @@ from .wholeness import missing_bytes
 
 KEPT_BYTES = 64 << 20
 """Packets kept in memory from the pass that finds them to the one that decodes; a file with more is read twice."""
+_PACKET_BYTES = 512
+"""What a packet takes beside its data."""
 
 CODECS = (
     frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
@@ -151,7 +154,7 @@ class Clip:
         """Yields the packets in the order of the file, each let go of as the next is asked for."""
         kept, self._kept = self._kept, None
         if kept is None:
-            with self._open() as again, contextlib.suppress(av.FFmpegError):
+            with self._open() as again, _ending_at_damage():
                 yield from _demux(again, _video_stream(again))
         else:
             kept.reverse()
@@ -162,10 +165,13 @@ class Clip:
         """Reads all packets, decoding none, and fills in the attributes.
 
         Raises:
-            Problem: not one picture is shown.
+            Problem: not one picture is shown, or the clip is longer than its bounds.
+            MemoryError: it takes more memory than it may.
         """
         self.missing_bytes = missing_bytes(self.file.fileno(), self.container, self._file_bytes)
         pts, durations, hidden = array("q"), array("q"), bytearray()
+        first, last = math.inf, -math.inf
+        tick_s = float(self.stream.time_base or 1)
         seen_bytes = 0
         try:
             for number, packet in enumerate(_demux(self._input, self.stream)):
@@ -174,15 +180,20 @@ class Clip:
                 pts.append(time if time is not None else pts[-1] + 1 if pts else 0)
                 durations.append(packet.duration or 0)
                 hidden.append(packet.is_discard)
+                if not packet.is_discard:
+                    first, last = min(first, pts[-1]), max(last, pts[-1])
+                    self._bounds.check_length((last - first) * tick_s, len(pts))
                 if packet.is_keyframe:
                     self.keys.append(number)
                 if packet.is_corrupt:
                     self.corrupt.append(number)
-                seen_bytes += packet.size
+                seen_bytes += packet.size + _PACKET_BYTES
                 if seen_bytes > self._kept_bytes:
                     self._kept = None
                 elif self._kept is not None:
                     self._kept.append(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             self.unreadable = True
         if (self.missing_bytes or self.unreadable) and len(pts) - 1 not in self.corrupt:
@@ -221,7 +232,7 @@ class Clip:
 
     def _pictures(self, context: VideoCodecContext, start: int) -> Iterator[VideoFrame]:
         packets = self.packets() if self._kept is None else iter(self._kept)
-        with contextlib.suppress(av.FFmpegError):
+        with _ending_at_damage():
             for packet in itertools.islice(packets, start, None):
                 yield from context.decode(packet)
 
@@ -258,6 +269,8 @@ class Clip:
                 container_options={"protocol_whitelist": "none"},  # what the file names stays closed
                 metadata_errors="replace",
             )
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             raise Problem("damaged", f"no {self.container.name} header that can be read: {error.strerror}") from None
 
@@ -275,6 +288,17 @@ def _video_stream(container: InputContainer) -> VideoStream:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     return stream
+
+
+@contextlib.contextmanager
+def _ending_at_damage() -> Iterator[None]:
+    """Ends the block where the file proves damaged. FFmpeg reports want of memory as it reports damage; it is none."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        return
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
