@@ -182,15 +182,26 @@ def _open_regular(path: str) -> FileIO:
     return FileIO(descriptor)
 
 
+def _reader(decoder: str) -> Reader:
+    try:
+        reader: Reader = import_module(f".{decoder}", __package__).read
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a broken installation may raise anything, and no file is to blame
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Problem("settings", f"decoder: {decoder} cannot be loaded: {reason}") from None
+    return reader
+
+
 def _pictures(
     clip: Clip, positions: Sequence[int], decoder: str, notes: list[str]
 ) -> Iterator[tuple[int, Pixels | None]]:
     """Yields the pictures by the decoder asked for, and those it is no good for by PyAV, with a note."""
     left = set(positions)
     if decoder not in ("auto", "pyav"):
-        reader: Reader = import_module(f".{decoder}", __package__).read
+        read = _reader(decoder)
         try:
-            for position, pixels in reader(clip, positions):
+            for position, pixels in read(clip, positions):
                 left.discard(position)
                 yield position, pixels
         except UnfitError as unfit:
