@@ -45,6 +45,17 @@ def test_an_image_is_one_frame(kind, mode):
         assert frames.notes == ()
 
 
+def test_sixteen_bits_of_grey_keep_their_upper_eight():
+    levels = np.arange(0, 65536, 13, dtype=np.uint16)[:5040].reshape(70, 72)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    assert Image.open(file).mode.startswith("I")
+
+    frames = read_frames(file.getvalue(), [0.0])
+
+    np.testing.assert_array_equal(frames.pixels[0], np.repeat((levels // 256)[..., None], 3, axis=2))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_camera_s_orientation_is_honoured(orientation):
     exif = Image.Exif()

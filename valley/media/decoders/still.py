@@ -54,7 +54,10 @@ class Still:
     def pixels(self) -> NDArray[np.uint8]:
         """Decodes the picture: upright RGB `[H, W, 3]`."""
         try:
-            return np.asarray(ImageOps.exif_transpose(self._image).convert("RGB"))
+            upright = ImageOps.exif_transpose(self._image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off above 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(error) from None
 
