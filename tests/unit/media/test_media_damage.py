@@ -56,10 +56,20 @@ def test_an_mp4_whose_index_was_at_the_lost_end_is_damaged(limits, tmp_path):
         read_frames(whole[: len(whole) * 9 // 10], [0.0], limits=limits)
 
 
-def test_rubbish_behind_an_mp4_is_no_damage(tmp_path):
-    whole = encode(tmp_path / "whole.mp4").read_bytes()
+TAILS = {
+    "zeros": bytes(1000),
+    "an ID3 tag": b"TAG" + b"A song that nobody knows".ljust(125, b"\0"),
+    "an ID3 tag of spaces": b"TAG" + b" " * 125,
+    "text": b"downloaded from a site that signs its files\n",
+    "four letters": b"\x7f\xff\xff\xffabcd",
+}
 
-    assert sample_clip(whole + bytes(1000), Sampling()).notes == ()
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_rubbish_behind_an_mp4_is_no_damage(tail, clips):
+    whole = clips("long GOP").read_bytes()
+
+    assert sample_clip(whole + TAILS[tail], Sampling()).notes == ()
 
 
 def with_overwritten_packets(path, numbers, start=1 / 3, num_bytes=200):

@@ -23,8 +23,19 @@ def missing_bytes(file: int, container: Container, file_bytes: int) -> int:
 
 
 def _iso_media_end(file: int, file_bytes: int) -> int:
-    """Where the last top-level box of an mp4 or mov ends."""
-    return max((box.end for box in boxes(file, 0, file_bytes)), default=0)
+    """Where the last top-level box of an mp4 or mov ends.
+
+    Text that was put behind a whole file, as an ID3 tag is, looks like a box of some size, but of a kind there is not.
+    """
+    return max(
+        (box.end for box in boxes(file, 0, file_bytes) if box.end <= file_bytes or box.kind in _BOXES), default=0
+    )
+
+
+_BOXES = frozenset(
+    {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid", b"meta", b"meco", b"pdin"}
+) | {b"styp", b"moof", b"mfra", b"sidx", b"ssix", b"prft", b"emsg", b"imda", b"udta", b"PICT", b"junk"}
+"""The kinds of boxes that a file is made of at its top level."""
 
 
 def _matroska_end(file: int, file_bytes: int) -> int:
