@@ -178,6 +178,9 @@ def test_a_forked_process_has_decoders_of_its_own(child, clips):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by way of /proc")
 def test_a_long_clip_never_stands_in_memory_at_full_size(tmp_path):
     """60 frames of 1080p are 373 MB."""
+    for pid in sandbox.process_ids():  # a process keeps some memory of the files before
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until_gone(pid)
     blank = np.full((1080, 1920, 3), 99, np.uint8)
     path = encode(tmp_path / "large.mp4", num_frames=60, options={"preset": "ultrafast"}, draw=lambda number: blank)
     sample_clip(path, Sampling(mode="fixed", num_frames=1), size_px=64)

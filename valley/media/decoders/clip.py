@@ -25,9 +25,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from . import boxes, elements
 from .bounds import Bounds
-from .boxes import rotation_of
-from .containers import AVI, MOV, MP4, Container
+from .containers import AVI, MATROSKA, MOV, MP4, WEBM, Container
+from .orientation import Orientation
 from .problems import Problem
 from .wholeness import missing_bytes
 
@@ -43,6 +44,13 @@ CODECS = (
 )
 """Codecs that are decoded, by FFmpeg's names."""
 
+_ORIENTATIONS = {
+    MP4: boxes.orientation_of,
+    MOV: boxes.orientation_of,
+    MATROSKA: elements.orientation_of,
+    WEBM: elements.orientation_of,
+}
+
 
 class Clip:
     """An open video file: its header, and after `scan` its packets.
@@ -51,6 +59,7 @@ class Clip:
 
     Attributes:
         codec: FFmpeg's name of the codec.
+        orientation: how the container has its pictures shown; PyAV does not tell before one is decoded.
         pts: presentation time of every packet, in the stream's time base.
         keys: the packets where decoding can start.
         shown: the packets whose pictures are shown, in the order of presentation.
@@ -73,7 +82,8 @@ class Clip:
         if self.codec not in CODECS:
             raise Problem("unsupported", f"{self.codec} video, which is not read")
         bounds.check_size(self.stream.width, self.stream.height)
-        self.rotation = rotation_of(file.fileno(), self._file_bytes) if container in (MP4, MOV) else 0
+        find_orientation = _ORIENTATIONS.get(container)
+        self.orientation = find_orientation(file.fileno(), self._file_bytes) if find_orientation else Orientation()
         self.pts = np.zeros(0, np.int64)
         self.keys: list[int] = []
         self.shown = np.zeros(0, np.int64)
@@ -102,7 +112,9 @@ class Clip:
             duration_s = float(stream.duration * stream.time_base)
         else:
             duration_s = (self._input.duration or 0) / av.time_base
-        width, height = (stream.height, stream.width) if self.rotation % 180 else (stream.width, stream.height)
+        width, height = (
+            (stream.height, stream.width) if self.orientation.rotation % 180 else (stream.width, stream.height)
+        )
         return {
             "kind": "video",
             "container": self.container.name,
@@ -111,7 +123,7 @@ class Clip:
             "width": width,
             "height": height,
             "fps": self.fps,
-            "rotation": self.rotation,
+            "rotation": self.orientation.rotation,
             "num_frames": stream.frames or round(max(duration_s, 0.0) * self.fps),
         }
 
