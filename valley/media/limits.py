@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from valley.config import Settings
 
@@ -13,7 +13,10 @@ class Limits(Settings):
     """What one decode may cost, and what becomes of damaged files."""
 
     deadline_s: PositiveFloat = 60.0
-    """Seconds after which a decode is stopped."""
+    """Seconds that opening a file and finding its pictures may take."""
+    deadline_s_per_frame: NonNegativeFloat = 2.0
+    """Seconds more for each frame wanted, so that a file cannot lengthen its own deadline: 260 s for 100 frames. A long
+    clip of which every picture must be decoded (interlaced, or H.264 in AVI) may need more, and is then rejected."""
     max_bytes: PositiveInt = 4 << 30
     """Largest file."""
     max_pixels: PositiveInt = 8192 * 4320
@@ -27,4 +30,10 @@ class Limits(Settings):
     max_memory_bytes: PositiveInt = 4 << 30
     """Most memory of the process that decodes (enforced on Linux); 8K HEVC takes 1 GB."""
     damaged: Literal["reject", "use"] = "reject"
-    """Truncated or corrupt videos: reject them, or use what is whole and note it."""
+    """Truncated or corrupt videos: reject them, or use what is whole and note it.
+
+    What can be told: that a file ends early, of every container but MPEG-PS, live recordings that state no size, and
+    FLV and MPEG-TS cut just between two packets; damage within packets of H.264 and HEVC, where the frames wanted hang
+    on it; of VP8 and VP9 only at the start of a packet, for what follows decodes to something whatever it is. The
+    decoders of AV1, MPEG-4 and the others notice some damage within packets and pass over some; decord passes over all.
+    """

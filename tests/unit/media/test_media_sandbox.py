@@ -87,6 +87,17 @@ def test_a_decoder_that_hangs_is_killed_and_replaced(child, clips):
     assert numbers_in(read_frames(clips("long GOP"), TIMES).pixels) == NUMBERS
 
 
+def test_each_frame_wanted_puts_the_deadline_off(child, clips):
+    def read_and_stop() -> None:
+        limits = Limits(deadline_s=3, deadline_s_per_frame=0.1)
+        with sandbox.reading(clips("long GOP"), limits, decoder="auto", frames=True) as reading:
+            os.kill(reading.process_id, signal.SIGSTOP)
+            list(reading.pictures(NUMBERS))
+
+    with pytest.raises(DecodeTimeoutError, match=r"not decoded within 3\.3 s"):
+        read_and_stop()
+
+
 def test_a_decoder_that_dies_in_the_middle_is_reported_and_replaced(child, clips):
     path = clips("long GOP")
 
