@@ -20,7 +20,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -76,7 +76,7 @@ def read_frames(
 
     Raises:
         MediaError: the file cannot be used; which error it is says why.
-        SettingsError: the decoder is not installed.
+        SettingsError: the decoder is unknown, not installed, or cannot be loaded.
         OSError: the storage failed; the file is not to blame.
     """
     if not len(times_s) or not all(0 <= time < float("inf") for time in times_s):
@@ -127,6 +127,8 @@ class _Resize:
 def _reading(
     source: str | Path | bytes, decoder: Decoder, limits: Limits
 ) -> contextlib.AbstractContextManager[sandbox.Reading]:
+    if decoder not in get_args(Decoder):
+        raise SettingsError([f"decoder: expected one of {', '.join(get_args(Decoder))}, found {decoder}"])
     if decoder not in ("auto", "pyav") and importlib.util.find_spec(decoder) is None:
         raise SettingsError([f"decoder: {decoder} is not installed; auto works without it"])
     return sandbox.reading(source, limits, decoder=decoder, frames=True)

@@ -22,7 +22,7 @@ class MediaInfo:
         width: in pixels, when shown upright.
         height: in pixels, when shown upright.
         fps: frames a second, on average.
-        rotation: degrees by which stored frames are turned counter-clockwise to be upright.
+        rotation: degrees by which stored frames are turned counter-clockwise to be upright, once mirrored if need be.
         num_frames: how many there are, an estimate unless the packets were counted.
     """
 

@@ -80,7 +80,7 @@ class Reading:
     def __init__(self, name: str, child: _Child, limits: Limits) -> None:
         self.name, self._child = name, child
         self.process_id = child.pid
-        self._deadline_s = limits.deadline_s
+        self._deadline_s, self._deadline_s_per_frame = limits.deadline_s, limits.deadline_s_per_frame
         self._ends_at = time.monotonic() + limits.deadline_s
         self.info: dict[str, Any] = {}
         self.times_s: NDArray[np.float64] = np.zeros(0)
@@ -101,6 +101,8 @@ class Reading:
 
         A frame is a view of memory that is used again. One whose position is `lost` in the end is damaged.
         """
+        more_s = self._deadline_s_per_frame * len(positions)
+        self._deadline_s, self._ends_at = self._deadline_s + more_s, self._ends_at + more_s
         self._send({"positions": list(positions)})
         while True:
             answer, _ = self._receive()
@@ -149,7 +151,7 @@ def reading(source: str | Path | bytes, limits: Limits, *, decoder: str, frames:
 
     Args:
         source: a path, or the bytes of a file.
-        limits: what it may cost. The deadline runs from here to the end of the block.
+        limits: what it may cost. The deadline runs from here to the end of the block, and `pictures` puts it off.
         decoder: which library decodes, see `valley.media.decode`.
         frames: whether `pictures` will be asked for; otherwise only the header is read.
 
@@ -168,7 +170,7 @@ def reading(source: str | Path | bytes, limits: Limits, *, decoder: str, frames:
                 "path": None if isinstance(source, bytes) else os.path.abspath(source),  # noqa: PTH100 - links stay as they are
                 "decoder": decoder,
                 "frames": frames,
-                **limits.model_dump(include={"max_bytes", "max_pixels", "max_duration_s", "damaged"}),
+                **limits.model_dump(exclude={"deadline_s", "deadline_s_per_frame"}),
             }
         )
         yield file

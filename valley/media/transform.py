@@ -7,12 +7,14 @@ PIL, on average a hundredth of a level when shrinking and up to a third when enl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +25,11 @@ Interpolation = Literal["bicubic", "bilinear"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Frames = UInt8[np.ndarray, "T H W 3"]
 Squares = UInt8[np.ndarray, "T S S 3"]
+
+_LONG = 4
+"""Pictures longer than this many squares are cropped before they are resized: the rest could be gigabytes."""
+_REACH = 2
+"""Pixels to each side that the wider of the filters takes in, where it does not shrink."""
 
 
 def resize_crop(
@@ -46,6 +53,9 @@ def resize_crop(
     target = _resized(frames.shape[1], frames.shape[2], size_px, resize_mode)
     squares = np.empty((len(frames), size_px, size_px, 3), np.uint8)
     for square, frame in zip(squares, frames, strict=True):  # one by one: the picture at hand stays in the cache
+        if max(target) > _LONG * size_px:
+            square[:] = _middle(frame, target, size_px, interpolation)
+            continue
         view = torch.from_numpy(np.require(frame, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
         resized = functional.interpolate(view, target, mode=interpolation, antialias=True)
         cropped = _crop_or_pad(resized, size_px, fill)
@@ -91,6 +101,28 @@ def _resized(height: int, width: int, size_px: int, resize_mode: ResizeMode) -> 
     if height <= width:
         return size_px, int(size_px * width / height)
     return int(size_px * height / width), size_px
+
+
+def _middle(
+    frame: UInt8[np.ndarray, "H W 3"], target: tuple[int, int], size_px: int, interpolation: Interpolation
+) -> UInt8[np.ndarray, "S S 3"]:
+    """The middle of a long strip as it would be resized to `target`, without the rest of it.
+
+    PIL can resize a box that does not begin at a whole pixel, and looks beyond its edges; torch can do neither.
+    """
+    crop, box = [], []
+    for length, resized in zip(frame.shape[:2], target, strict=True):
+        scale = length / resized
+        start = round((resized - size_px) / 2) * scale
+        around = math.ceil(_REACH * max(scale, 1.0)) + 1
+        first = max(math.floor(start) - around, 0)
+        crop.append(slice(first, math.ceil(start + size_px * scale) + around))
+        box.append((start - first, start + size_px * scale - first))
+    (top, bottom), (left, right) = box
+    picture = Image.fromarray(np.ascontiguousarray(frame[crop[0], crop[1]]))
+    right, bottom = min(right, picture.width), min(bottom, picture.height)  # a rounding error may lie between them
+    resampling = Image.Resampling[interpolation.upper()]
+    return np.asarray(picture.resize((size_px, size_px), resampling, box=(left, top, right, bottom)))
 
 
 def _crop_or_pad(pictures: UInt8[Tensor, "N 3 H W"], size_px: int, fill: int) -> UInt8[Tensor, "N 3 S S"]:

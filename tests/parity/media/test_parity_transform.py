@@ -40,6 +40,34 @@ def test_the_transform_is_open_clip_s(size, resize_mode, interpolation):
     assert levels.max() < 3.01
 
 
+@pytest.mark.parametrize(
+    "size", [(64, 500), (500, 64), (3, 200), (301, 5), (1, 333), (250, 1100), (1999, 301), (30, 121)]
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_middle_of_a_strip_is_the_middle_of_the_whole_strip_resized(size, interpolation):
+    frames = frames_of(*size, count=1)
+    theirs = image_transform(48, False, interpolation=interpolation).transforms[:2]  # resize, then crop
+    expected = Image.fromarray(frames[0])
+    for step in theirs:
+        expected = step(expected)
+
+    found = resize_crop(frames, 48, interpolation=interpolation)[0]
+
+    assert np.abs(found.astype(int) - np.asarray(expected)).max() <= 2  # PIL chooses which axis comes first, and rounds
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_strip_takes_no_memory_but_for_its_middle(turned):
+    """Resized as a whole, it would have 20 million million pixels."""
+    strip = np.zeros((1, 1, 3_000_001, 3), np.uint8)
+    strip[:, :, 1_500_000] = 200
+
+    square = resize_crop(strip.swapaxes(1, 2) if turned else strip, 2700, interpolation="bilinear")[0]
+
+    np.testing.assert_array_equal(square[1350, 1350], [200, 200, 200])
+    assert 90 <= square[0 if turned else 1350, 1350 if turned else 0].max() <= 110
+
+
 def test_another_mean_and_std_are_used():
     frames = frames_of(300, 400)
     mean, std = (0.5, 0.4, 0.3), (0.25, 0.5, 0.125)

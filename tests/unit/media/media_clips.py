@@ -67,24 +67,33 @@ def encode(
     pts: Sequence[int] | None = None,
     time_base: Fraction = Fraction(1, FPS),
     rotation: int = 0,
+    mirrored: bool = False,
     container: str | None = None,
     options: dict[str, str] | None = None,
     muxer_options: dict[str, str] | None = None,
     draw: Callable[[int], np.ndarray] = picture,
 ) -> Path:
-    """Encodes pictures 0 … num_frames - 1, shown at `pts` (in `time_base`; default: evenly) and upright after `rotation`."""
+    """Encodes pictures 0 … num_frames - 1, shown at `pts` (in `time_base`; default: evenly).
+
+    They are stored so that mirroring them, if `mirrored`, and then turning them by `rotation` makes them upright.
+    """
+
+    def stored(number: int) -> np.ndarray:
+        turned = np.rot90(draw(number), -rotation // 90)
+        return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
     with av.open(str(path), "w", format=container, options=muxer_options or {}) as output:
         stream = output.add_stream(codec, rate=FPS, options=DEFAULT_OPTIONS.get(codec, {}) | (options or {}))
-        first = np.rot90(draw(0), -rotation // 90)
-        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], pix_fmt
+        stream.height, stream.width, stream.pix_fmt = *stored(0).shape[:2], pix_fmt
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = time_base
-        if rotation:
+        if mirrored:  # PyAV mirrors after the turn
+            stream.set_display_rotation(-rotation, hflip=True)
+        elif rotation:
             stream.set_display_rotation(rotation)
         for number in range(num_frames):
-            pixels = np.ascontiguousarray(np.rot90(draw(number), -rotation // 90))
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            frame = av.VideoFrame.from_ndarray(stored(number), format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = (number if pts is None else pts[number]), time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -118,10 +127,19 @@ def hide_start(path: Path, ticks: int) -> Path:
 def decode_all(source: Path | bytes) -> list[np.ndarray]:
     """Every picture by plain PyAV, upright, in the order it comes."""
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-        return [
-            np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            for frame in container.decode(container.streams.video[0])
-        ]
+        return [_upright(frame) for frame in container.decode(container.streams.video[0])]
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """The pixel (x, y) of a frame is shown at (a x + c y, b x + d y)."""
+    pixels = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if a == 0:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if b + d < 0 else 1, :: -1 if a + c < 0 else 1]
 
 
 def even_times(num_frames: int = NUM_FRAMES, fps: int = FPS) -> list[float]:
@@ -178,6 +196,11 @@ CASES = {
     "turned by 90": Case(".mp4", lambda p: encode(p, rotation=90), decord=True),
     "turned by 180": Case(".mp4", lambda p: encode(p, rotation=180), decord=True),
     "turned by 270": Case(".mov", lambda p: encode(p, rotation=270), decord=True),
+    "turned by 90 in Matroska": Case(".mkv", lambda p: encode(p, rotation=90)),
+    "mirrored": Case(".mp4", lambda p: encode(p, mirrored=True)),
+    "mirrored, turned by 90": Case(".mov", lambda p: encode(p, rotation=90, mirrored=True)),
+    "mirrored, turned by 180": Case(".mp4", lambda p: encode(p, rotation=180, mirrored=True)),
+    "mirrored, turned by 270 in Matroska": Case(".mkv", lambda p: encode(p, rotation=270, mirrored=True)),
     "10 bits": Case(".mp4", lambda p: encode(p, pix_fmt="yuv420p10le")),
     "late start, 10 bits": Case(".mkv", lambda p: encode(p, pix_fmt="yuv420p10le", pts=range(33, 33 + NUM_FRAMES))),
     "late start": Case(".mkv", lambda p: encode(p, pts=range(33, 33 + NUM_FRAMES)), decord=True),

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from media_clips import CASES, NUM_FRAMES
 
+from valley.media.decoders.bounds import Bounds
 from valley.media.decoders.clip import Clip
-from valley.media.decoders.containers import HEAD_BYTES, recognise
+from valley.media.decoders.containers import HEAD_BYTES, MPEG_TS, recognise
 from valley.media.decoders.planned import plan
+from valley.media.decoders.problems import Problem
 from valley.media.decoders.pyav import read_pyav
 from valley.media.decoders.wholeness import missing_bytes
 
 
 def scanned(path, **options) -> Clip:
     file = FileIO(path)
-    clip = Clip(file, recognise(os.pread(file.fileno(), HEAD_BYTES, 0)), max_pixels=1 << 20, **options)
+    clip = Clip(file, recognise(os.pread(file.fileno(), HEAD_BYTES, 0)), bounds=Bounds(max_pixels=1 << 20), **options)
     clip.scan()
     return clip
 
@@ -82,6 +84,17 @@ def test_only_a_bounded_part_of_a_file_is_kept(clips):
 
     assert clip.kept_packets == 0
     assert scanned(clips("long GOP")).kept_packets == NUM_FRAMES
+
+
+@pytest.mark.parametrize("bounds", [Bounds(1 << 20, max_duration_s=0.5), Bounds(1 << 20, max_pictures=20)])
+def test_a_clip_that_is_too_long_is_not_read_to_its_end(bounds, clips):
+    file = FileIO(clips("H.264 in MPEG-TS"))
+    clip = Clip(file, MPEG_TS, bounds=bounds)
+
+    with pytest.raises(Problem, match=r"0\.5 s long or more|more than 20 pictures"):
+        clip.scan()
+
+    assert 10 < clip.kept_packets < 25
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,19 @@ def test_container_codec_and_measures_are_told(name, clips):
     assert info.num_frames == pytest.approx(len(case.times_s), abs=9 if "PS" in name else 2)
 
 
-@pytest.mark.parametrize(("name", "degrees"), [("turned by 90", 90), ("turned by 180", 180), ("turned by 270", 270)])
+TURNED = {
+    "turned by 90": 90,
+    "turned by 180": 180,
+    "turned by 270": 270,
+    "turned by 90 in Matroska": 90,
+    "mirrored": 0,
+    "mirrored, turned by 90": 90,
+    "mirrored, turned by 180": 180,
+    "mirrored, turned by 270 in Matroska": 270,
+}
+
+
+@pytest.mark.parametrize(("name", "degrees"), TURNED.items())
 def test_width_and_height_are_those_shown(name, degrees, clips):
     info = probe(clips(name).read_bytes())
 

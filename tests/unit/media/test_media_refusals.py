@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import threading
 
 import av
@@ -32,6 +33,10 @@ TEXTS = {
     "script": (b"#!/bin/sh\nrm -rf /\n", "text"),
     "play list": (b"[playlist]\nFile1=/etc/passwd\n", "playlist"),
     "DASH": (b'<?xml version="1.0"?>\n<MPD><BaseURL>/etc/passwd</BaseURL></MPD>', "playlist"),
+    "storage error": (
+        b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>',
+        "an XML document",
+    ),
     "subtitles": (b"WEBVTT\n\n00:00.000 --> 00:01.000\nhello\n", "text"),
     "zip": (b"PK\x03\x04" + bytes(100), "no container that is read"),
     "executable": (b"\x7fELF" + bytes(100), "no container that is read"),
@@ -145,15 +150,48 @@ def test_limits_are_kept(clips, tmp_path):
     for limits, reason in (
         (Limits(max_bytes=1000), "bytes"),
         (Limits(max_pixels=192 * 128 - 1), "192x128"),
-        (Limits(max_duration_s=2.3), "2 s long"),
+        (Limits(max_duration_s=2.3), "the most being 2.3 s"),
     ):
         with pytest.raises(MediaLimitError, match=reason):
             probe(path, limits)
         with pytest.raises(MediaLimitError, match=reason):
             read_frames(path, [0.0], limits=limits)
+    with pytest.raises(MediaLimitError, match="more than 59 pictures"):
+        sample_clip(path, Sampling(), limits=Limits(max_pictures=59))
+    assert len(sample_clip(path, Sampling(), limits=Limits(max_pictures=60)).pixels) == 2
     with pytest.raises(MediaLimitError, match="300x200"):
         read_frames(tmp_path / "image.png", [0.0], limits=Limits(max_pixels=59999))
     assert len(read_frames(path, [0.0], limits=Limits(max_pixels=192 * 128, max_duration_s=2.5)).pixels) == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds the memory of a process")
+def test_a_picture_that_takes_more_memory_than_allowed_is_refused(clips, tmp_path):
+    """Decoded, it takes 256 MB."""
+    Image.new("L", (8000, 8000)).save(tmp_path / "large.png", compress_level=1)
+
+    with pytest.raises(MediaLimitError, match="more memory needed than 150000000 bytes"):
+        read_frames(
+            tmp_path / "large.png", [0.0], size_px=24, limits=Limits(max_pixels=1 << 26, max_memory_bytes=150_000_000)
+        )
+
+    assert len(read_frames(clips("long GOP"), [0.0]).pixels) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 20000), (20000, 1)])
+def test_a_strip_is_refused(shape, tmp_path):
+    Image.new("RGB", shape).save(tmp_path / "strip.png")
+
+    for read in (lambda: probe(tmp_path / "strip.png"), lambda: sample_clip(tmp_path / "strip.png", Sampling())):
+        with pytest.raises(MediaLimitError, match=f"strips of {shape[0]}x{shape[1]} pixels, longer than 1:100"):
+            read()
+    frames = read_frames(tmp_path / "strip.png", [0.0], size_px=24, limits=Limits(max_aspect_ratio=20000))
+    assert frames.pixels.shape == (1, 24, 24, 3)
+
+
+def test_a_clip_of_strips_is_refused(clips):
+    with pytest.raises(MediaLimitError, match="strips of 192x128"):
+        probe(clips("long GOP"), Limits(max_aspect_ratio=1.49))
+    assert probe(clips("long GOP"), Limits(max_aspect_ratio=1.51)).width == 192
 
 
 def test_an_error_names_its_file_and_survives_pickling(tmp_path):

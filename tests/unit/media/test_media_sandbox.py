@@ -87,6 +87,17 @@ def test_a_decoder_that_hangs_is_killed_and_replaced(child, clips):
     assert numbers_in(read_frames(clips("long GOP"), TIMES).pixels) == NUMBERS
 
 
+def test_each_frame_wanted_puts_the_deadline_off(child, clips):
+    def read_and_stop() -> None:
+        limits = Limits(deadline_s=3, deadline_s_per_frame=0.1)
+        with sandbox.reading(clips("long GOP"), limits, decoder="auto", frames=True) as reading:
+            os.kill(reading.process_id, signal.SIGSTOP)
+            list(reading.pictures(NUMBERS))
+
+    with pytest.raises(DecodeTimeoutError, match=r"not decoded within 3\.3 s"):
+        read_and_stop()
+
+
 def test_a_decoder_that_dies_in_the_middle_is_reported_and_replaced(child, clips):
     path = clips("long GOP")
 
@@ -178,6 +189,9 @@ def test_a_forked_process_has_decoders_of_its_own(child, clips):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured by way of /proc")
 def test_a_long_clip_never_stands_in_memory_at_full_size(tmp_path):
     """60 frames of 1080p are 373 MB."""
+    for pid in sandbox.process_ids():  # a process keeps some memory of the files before
+        os.kill(pid, signal.SIGKILL)
+        assert wait_until_gone(pid)
     blank = np.full((1080, 1920, 3), 99, np.uint8)
     path = encode(tmp_path / "large.mp4", num_frames=60, options={"preset": "ultrafast"}, draw=lambda number: blank)
     sample_clip(path, Sampling(mode="fixed", num_frames=1), size_px=64)

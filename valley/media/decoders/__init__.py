@@ -7,9 +7,13 @@ modules import nothing else of Valley, so that the child starts in a fraction of
     child       the process: answers one request after the other
     wire        messages between parent and child
     slots       pictures in memory that both see
+    bounds      what one file may ask for
+    memory      how much memory it may take
     problems    what can be wrong with a file, as the parent will raise it
     containers  what the first bytes say; anything unknown is refused before a demuxer sees it
     boxes       what an mp4 or mov is made of
+    elements    what a Matroska or WebM is made of
+    orientation how stored pictures are turned and mirrored to be upright
     wholeness   whether a file is as long as its own structure says
     clip        a video's packets and times, without decoding
     pyav        the frames wanted, by PyAV

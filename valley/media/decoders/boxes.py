@@ -5,11 +5,12 @@ Files are numbers of descriptors here, read at positions: a demuxer may be using
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from .orientation import Orientation, of_matrix
 
 
 class Box(NamedTuple):
@@ -37,16 +38,16 @@ def boxes(file: int, start: int, end: int) -> Iterator[Box]:
         start += size
 
 
-def rotation_of(file: int, file_bytes: int) -> int:
-    """Returns by how many degrees the first video track is shown turned counter-clockwise: 0, 90, 180 or 270."""
+def orientation_of(file: int, file_bytes: int) -> Orientation:
+    """Returns how the first video track is shown."""
     for movie in _inside(file, Box(b"", 0, file_bytes), b"moov"):
         for track in _inside(file, movie, b"trak"):
             media = next(_inside(file, track, b"mdia"), None)
             handler = media and next(_inside(file, media, b"hdlr"), None)
             if handler and _content(file, handler)[8:12] == b"vide":
                 header = next(_inside(file, track, b"tkhd"), None)
-                return _turn(_content(file, header)) if header else 0
-    return 0
+                return _shown(_content(file, header)) if header else Orientation()
+    return Orientation()
 
 
 def _inside(file: int, parent: Box, kind: bytes) -> Iterator[Box]:
@@ -57,9 +58,9 @@ def _content(file: int, box: Box) -> bytes:
     return os.pread(file, min(box.end - box.start, 128), box.start)
 
 
-def _turn(track_header: bytes) -> int:
+def _shown(track_header: bytes) -> Orientation:
     matrix_at = 52 if track_header[:1] == b"\x01" else 40
-    if len(track_header) < matrix_at + 8:
-        return 0
-    a, b = struct.unpack(">ii", track_header[matrix_at : matrix_at + 8])
-    return round(math.degrees(math.atan2(-b, a)) / 90) % 4 * 90
+    if len(track_header) < matrix_at + 20:
+        return Orientation()
+    a, b, _, c, d = struct.unpack(">5i", track_header[matrix_at : matrix_at + 20])
+    return of_matrix(a, b, c, d)

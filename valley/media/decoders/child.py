@@ -33,8 +33,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from .bounds import Bounds
 from .clip import Clip
 from .containers import HEAD_BYTES, Container, recognise
+from .memory import memory_bounded
 from .problems import Problem, UnfitError
 from .pyav import read_pyav
 from .slots import SlotWriter
@@ -82,12 +84,16 @@ class _Server:
     def serve(self, request: dict[str, Any]) -> None:
         """Answers one request, whatever becomes of it."""
         try:
-            with self._open(request["path"], request["max_bytes"]) as file:
+            with (
+                memory_bounded(request["max_memory_bytes"]),
+                self._open(request["path"], request["max_bytes"]) as file,
+            ):
                 self._read(file, request)
         except Problem as problem:
             self._wire.send({"problem": problem.kind, "reason": problem.reason})
         except MemoryError:
-            self._wire.send({"problem": "limit", "reason": "more memory needed than there is"})
+            most = request["max_memory_bytes"]
+            self._wire.send({"problem": "limit", "reason": f"more memory needed than {most} bytes"})
         except GoneError:
             raise
         except av.FFmpegError as error:
@@ -108,30 +114,33 @@ class _Server:
 
     def _read(self, file: FileIO, request: dict[str, Any]) -> None:
         container = recognise(os.pread(file.fileno(), HEAD_BYTES, 0))
+        bounds = Bounds(**{name: request[name] for name in Bounds._fields})
         if container.kind == "image":
-            self._read_still(file, container, request)
+            self._read_still(file, container, bounds, request)
         else:
-            self._read_clip(file, container, request)
+            self._read_clip(file, container, bounds, request)
 
-    def _read_still(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
+    def _read_still(self, file: FileIO, container: Container, bounds: Bounds, request: dict[str, Any]) -> None:
         from .still import Still  # Pillow is not loaded for videos
 
-        still = Still(file, container, max_pixels=request["max_pixels"])
+        still = Still(file, container, bounds=bounds)
         self._wire.send({"info": still.info(), "notes": still.notes}, np.zeros(1).tobytes())
         if request["frames"]:
             self._wire.receive()  # there is just one position to ask for
             self._show(iter([(0, still.pixels())]), [])
 
-    def _read_clip(self, file: FileIO, container: Container, request: dict[str, Any]) -> None:
-        with contextlib.closing(Clip(file, container, max_pixels=request["max_pixels"])) as clip:
+    def _read_clip(self, file: FileIO, container: Container, bounds: Bounds, request: dict[str, Any]) -> None:
+        with contextlib.closing(Clip(file, container, bounds=bounds)) as clip:
             if not request["frames"]:
-                self._wire.send({"info": _not_too_long(clip.stated_info(), request), "notes": []})
+                info = clip.stated_info()
+                bounds.check_length(info["duration_s"])
+                self._wire.send({"info": info, "notes": []})
                 return
             clip.scan()
             if clip.cut and request["damaged"] == "reject":
                 raise Problem("damaged", clip.cut)
-            info = _not_too_long(clip.info(), request)
-            self._wire.send({"info": info, "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
+            bounds.check_length(clip.duration_s)
+            self._wire.send({"info": clip.info(), "notes": [clip.cut] if clip.cut else []}, clip.times_s.tobytes())
             positions = self._wire.receive()[0]["positions"]
             notes: list[str] = []
             self._show(_pictures(clip, positions, request["decoder"], notes), notes)
@@ -173,10 +182,15 @@ def _open_regular(path: str) -> FileIO:
     return FileIO(descriptor)
 
 
-def _not_too_long(info: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    if info["duration_s"] > request["max_duration_s"]:
-        raise Problem("limit", f"{info['duration_s']:.0f} s long, more than {request['max_duration_s']:.0f} s")
-    return info
+def _reader(decoder: str) -> Reader:
+    try:
+        reader: Reader = import_module(f".{decoder}", __package__).read
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a broken installation may raise anything, and no file is to blame
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Problem("settings", f"decoder: {decoder} cannot be loaded: {reason}") from None
+    return reader
 
 
 def _pictures(
@@ -185,9 +199,9 @@ def _pictures(
     """Yields the pictures by the decoder asked for, and those it is no good for by PyAV, with a note."""
     left = set(positions)
     if decoder not in ("auto", "pyav"):
-        reader: Reader = import_module(f".{decoder}", __package__).read
+        read = _reader(decoder)
         try:
-            for position, pixels in reader(clip, positions):
+            for position, pixels in read(clip, positions):
                 left.discard(position)
                 yield position, pixels
         except UnfitError as unfit:

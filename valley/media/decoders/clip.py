@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import os
 from array import array
 from bisect import bisect_right
@@ -24,13 +25,17 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from .boxes import rotation_of
-from .containers import AVI, MOV, MP4, Container
+from . import boxes, elements
+from .bounds import Bounds
+from .containers import AVI, MATROSKA, MOV, MP4, WEBM, Container
+from .orientation import Orientation
 from .problems import Problem
 from .wholeness import missing_bytes
 
 KEPT_BYTES = 64 << 20
 """Packets kept in memory from the pass that finds them to the one that decodes; a file with more is read twice."""
+_PACKET_BYTES = 512
+"""What a packet takes beside its data."""
 
 CODECS = (
     frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
@@ -38,6 +43,13 @@ CODECS = (
     | {"wmv1", "wmv2", "wmv3", "vc1", "mjpeg", "prores", "dnxhd", "ffv1", "gif"}
 )
 """Codecs that are decoded, by FFmpeg's names."""
+
+_ORIENTATIONS = {
+    MP4: boxes.orientation_of,
+    MOV: boxes.orientation_of,
+    MATROSKA: elements.orientation_of,
+    WEBM: elements.orientation_of,
+}
 
 
 class Clip:
@@ -47,6 +59,7 @@ class Clip:
 
     Attributes:
         codec: FFmpeg's name of the codec.
+        orientation: how the container has its pictures shown; PyAV does not tell before one is decoded.
         pts: presentation time of every packet, in the stream's time base.
         keys: the packets where decoding can start.
         shown: the packets whose pictures are shown, in the order of presentation.
@@ -58,19 +71,19 @@ class Clip:
         unreadable: the demuxer gave up before the end.
     """
 
-    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, file: io.FileIO, container: Container, *, bounds: Bounds, kept_bytes: int = KEPT_BYTES) -> None:
         self.file, self.container = file, container
         self._kept_bytes = kept_bytes
         self._file_bytes = os.fstat(file.fileno()).st_size
-        self._max_pixels = max_pixels
+        self._bounds = bounds
         self._input = self._open()
         self.stream = _video_stream(self._input)
         self.codec = self.stream.codec_context.codec.canonical_name
         if self.codec not in CODECS:
             raise Problem("unsupported", f"{self.codec} video, which is not read")
-        if self.stream.width * self.stream.height > max_pixels:
-            raise Problem("limit", f"pictures of {self.stream.width}x{self.stream.height} pixels")
-        self.rotation = rotation_of(file.fileno(), self._file_bytes) if container in (MP4, MOV) else 0
+        bounds.check_size(self.stream.width, self.stream.height)
+        find_orientation = _ORIENTATIONS.get(container)
+        self.orientation = find_orientation(file.fileno(), self._file_bytes) if find_orientation else Orientation()
         self.pts = np.zeros(0, np.int64)
         self.keys: list[int] = []
         self.shown = np.zeros(0, np.int64)
@@ -99,7 +112,9 @@ class Clip:
             duration_s = float(stream.duration * stream.time_base)
         else:
             duration_s = (self._input.duration or 0) / av.time_base
-        width, height = (stream.height, stream.width) if self.rotation % 180 else (stream.width, stream.height)
+        width, height = (
+            (stream.height, stream.width) if self.orientation.rotation % 180 else (stream.width, stream.height)
+        )
         return {
             "kind": "video",
             "container": self.container.name,
@@ -108,7 +123,7 @@ class Clip:
             "width": width,
             "height": height,
             "fps": self.fps,
-            "rotation": self.rotation,
+            "rotation": self.orientation.rotation,
             "num_frames": stream.frames or round(max(duration_s, 0.0) * self.fps),
         }
 
@@ -137,7 +152,7 @@ class Clip:
         context = self.stream.codec_context
         if not context.is_open:
             context.thread_count = 1
-            context.options = {"max_pixels": str(self._max_pixels)}
+            context.options = {"max_pixels": str(self._bounds.max_pixels)}
             if self.codec == "hevc":  # it conceals errors without a mark unless told to report them
                 context.options |= {"err_detect": "explode"}
         return context
@@ -151,7 +166,7 @@ class Clip:
         """Yields the packets in the order of the file, each let go of as the next is asked for."""
         kept, self._kept = self._kept, None
         if kept is None:
-            with self._open() as again, contextlib.suppress(av.FFmpegError):
+            with self._open() as again, _ending_at_damage():
                 yield from _demux(again, _video_stream(again))
         else:
             kept.reverse()
@@ -162,10 +177,13 @@ class Clip:
         """Reads all packets, decoding none, and fills in the attributes.
 
         Raises:
-            Problem: not one picture is shown.
+            Problem: not one picture is shown, or the clip is longer than its bounds.
+            MemoryError: it takes more memory than it may.
         """
         self.missing_bytes = missing_bytes(self.file.fileno(), self.container, self._file_bytes)
         pts, durations, hidden = array("q"), array("q"), bytearray()
+        first, last = math.inf, -math.inf
+        tick_s = float(self.stream.time_base or 1)
         seen_bytes = 0
         try:
             for number, packet in enumerate(_demux(self._input, self.stream)):
@@ -174,15 +192,20 @@ class Clip:
                 pts.append(time if time is not None else pts[-1] + 1 if pts else 0)
                 durations.append(packet.duration or 0)
                 hidden.append(packet.is_discard)
+                if not packet.is_discard:
+                    first, last = min(first, pts[-1]), max(last, pts[-1])
+                    self._bounds.check_length((last - first) * tick_s, len(pts))
                 if packet.is_keyframe:
                     self.keys.append(number)
                 if packet.is_corrupt:
                     self.corrupt.append(number)
-                seen_bytes += packet.size
+                seen_bytes += packet.size + _PACKET_BYTES
                 if seen_bytes > self._kept_bytes:
                     self._kept = None
                 elif self._kept is not None:
                     self._kept.append(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             self.unreadable = True
         if (self.missing_bytes or self.unreadable) and len(pts) - 1 not in self.corrupt:
@@ -221,7 +244,7 @@ class Clip:
 
     def _pictures(self, context: VideoCodecContext, start: int) -> Iterator[VideoFrame]:
         packets = self.packets() if self._kept is None else iter(self._kept)
-        with contextlib.suppress(av.FFmpegError):
+        with _ending_at_damage():
             for packet in itertools.islice(packets, start, None):
                 yield from context.decode(packet)
 
@@ -254,10 +277,12 @@ class Clip:
                 self.file,
                 "r",
                 format=self.container.demuxer,
-                options={"max_pixels": str(self._max_pixels)},
+                options={"max_pixels": str(self._bounds.max_pixels)},
                 container_options={"protocol_whitelist": "none"},  # what the file names stays closed
                 metadata_errors="replace",
             )
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
             raise Problem("damaged", f"no {self.container.name} header that can be read: {error.strerror}") from None
 
@@ -275,6 +300,17 @@ def _video_stream(container: InputContainer) -> VideoStream:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     return stream
+
+
+@contextlib.contextmanager
+def _ending_at_damage() -> Iterator[None]:
+    """Ends the block where the file proves damaged. FFmpeg reports want of memory as it reports damage; it is none."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.FFmpegError:
+        return
 
 
 def _demux(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:

@@ -57,8 +57,9 @@ _PREFIXES = {
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heif", b"mif1", b"msf1")
 _OLD_QUICKTIME = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+_PLAYLISTS = (b"<mpd", b"<smil", b"<asx")
 _TEXTS = {
-    "a playlist": (b"#extm3u", b"[playlist]", b"<?xml", b"<mpd", b"<smil", b"<asx"),
+    "a playlist": (b"#extm3u", b"[playlist]", *_PLAYLISTS),
     "a concat script": (b"ffconcat",),
     "a web page": (b"<!doctype", b"<html", b"<head", b"<script"),
 }
@@ -109,6 +110,9 @@ def _bitmap(head: bytes) -> Container | None:
 
 def _describe(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"<?xml"):
+        name = "a playlist" if any(playlist in start for playlist in _PLAYLISTS) else "an XML document"
+        return f"{name}, not a video or an image"
     for name, beginnings in _TEXTS.items():
         if start.startswith(beginnings):
             return f"{name}, not a video or an image"

@@ -49,6 +49,10 @@ def _unfit(clip: Clip) -> str | None:
         return "edit lists"
     if clip.counted or clip.interlaced:
         return "interlaced pictures"
+    if clip.orientation.mirrored:
+        return "mirrored pictures"
+    if clip.orientation.rotation and clip.container is MATROSKA:
+        return "turned pictures in Matroska"
     if clip.cut or clip.corrupt:
         return "damaged files"
     if not _keyframes_are_complete(clip):

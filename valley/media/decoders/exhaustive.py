@@ -63,6 +63,8 @@ def _decode_all(clip: Clip, faults: list[int]) -> Iterator[Picture]:
     for number, packet in enumerate(chain(clip.packets(), (None,))):
         try:
             frames = context.decode(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             faults.append(number)
             continue

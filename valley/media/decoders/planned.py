@@ -88,6 +88,8 @@ def _decode(clip: Clip, numbered: Iterator[tuple[int, Packet[VideoStream]]], run
     for packet in chain(_needed(clip, numbered, run, due), (None,)):
         try:
             frames = context.decode(packet)
+        except MemoryError:
+            raise
         except av.FFmpegError:
             raise DistrustError from None
         for frame in frames:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .clip import Clip
 from .exhaustive import read_exhaustively
+from .orientation import of_angle
 from .planned import DistrustError, can_plan, read_planned
 
 Pixels = NDArray[np.uint8]
@@ -24,7 +25,7 @@ def read_pyav(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, Pixel
     """
     converter = VideoReformatter()
     for position, frame in _frames(clip, positions):
-        yield position, None if frame is None else _upright_rgb(frame, converter)
+        yield position, None if frame is None else _upright_rgb(frame, converter, mirrored=clip.orientation.mirrored)
 
 
 def _frames(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, VideoFrame | None]]:
@@ -40,9 +41,11 @@ def _frames(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, VideoFr
         yield from read_exhaustively(clip, sorted(left))
 
 
-def _upright_rgb(frame: VideoFrame, converter: VideoReformatter) -> Pixels:
+def _upright_rgb(frame: VideoFrame, converter: VideoReformatter, *, mirrored: bool) -> Pixels:
     rgb = converter.reformat(frame, format="rgb24", threads=1)
     plane = rgb.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
     pixels = rows[: rgb.height, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
-    return np.rot90(pixels, round(frame.rotation / 90))
+    # The frame's side data would tell all, but PyAV keeps a frame in memory whose side data was looked at.
+    turned = of_angle(frame.rotation + 180, mirrored=True) if mirrored else of_angle(frame.rotation)
+    return turned.upright(pixels)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from .bounds import Bounds
 from .containers import Container
 from .problems import Problem
 
@@ -20,17 +21,16 @@ class Still:
         notes: what is unusual about it.
     """
 
-    def __init__(self, file: io.FileIO, container: Container, *, max_pixels: int) -> None:
+    def __init__(self, file: io.FileIO, container: Container, *, bounds: Bounds) -> None:
         Image.MAX_IMAGE_PIXELS = None  # the limit below takes its place
         file.seek(0)
         try:
             self._image = Image.open(file, formats=[container.demuxer])
+            bounds.check_size(*self._image.size)
+            # After the check: the orientation of a PNG may stand behind its picture, which Pillow then decodes.
             self._rotation = _TURNS.get(self._image.getexif().get(_ORIENTATION, 1), 0)
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(error) from None
-        width, height = self._image.size
-        if width * height > max_pixels:
-            raise Problem("limit", f"a picture of {width}x{height} pixels")
         self._container = container
         self.notes = ["animated: the first picture is used"] if getattr(self._image, "n_frames", 1) > 1 else []
 
@@ -54,7 +54,10 @@ class Still:
     def pixels(self) -> NDArray[np.uint8]:
         """Decodes the picture: upright RGB `[H, W, 3]`."""
         try:
-            return np.asarray(ImageOps.exif_transpose(self._image).convert("RGB"))
+            upright = ImageOps.exif_transpose(self._image)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off above 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            return np.asarray(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
             raise _damaged(error) from None
 

@@ -29,6 +29,8 @@ def read(clip: Clip, positions: Sequence[int]) -> Iterator[tuple[int, NDArray[np
         raise UnfitError("edit lists")
     if clip.counted or clip.interlaced or clip.cut or clip.corrupt:
         raise UnfitError("interlaced or damaged files")
+    if clip.orientation.mirrored:
+        raise UnfitError("mirrored pictures")
     try:
         library: Any = import_module("torchcodec.decoders")
     except (ImportError, RuntimeError) as error:

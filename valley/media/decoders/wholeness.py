@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from .boxes import boxes
 from .containers import ASF, AVI, FLV, GIF, MATROSKA, MOV, MP4, MPEG_TS, WEBM, Container
+from .elements import SEGMENT, element_size
 
 
 def missing_bytes(file: int, container: Container, file_bytes: int) -> int:
@@ -23,30 +24,30 @@ def missing_bytes(file: int, container: Container, file_bytes: int) -> int:
 
 
 def _iso_media_end(file: int, file_bytes: int) -> int:
-    """Where the last top-level box of an mp4 or mov ends."""
-    return max((box.end for box in boxes(file, 0, file_bytes)), default=0)
+    """Where the last top-level box of an mp4 or mov ends.
+
+    Text that was put behind a whole file, as an ID3 tag is, looks like a box of some size, but of a kind there is not.
+    """
+    return max(
+        (box.end for box in boxes(file, 0, file_bytes) if box.end <= file_bytes or box.kind in _BOXES), default=0
+    )
+
+
+_BOXES = frozenset(
+    {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"uuid", b"meta", b"meco", b"pdin"}
+) | {b"styp", b"moof", b"mfra", b"sidx", b"ssix", b"prft", b"emsg", b"imda", b"udta", b"PICT", b"junk"}
+"""The kinds of boxes that a file is made of at its top level."""
 
 
 def _matroska_end(file: int, file_bytes: int) -> int:
     """Where the segment of a Matroska file ends."""
     head = os.pread(file, 256, 0)
-    header_bytes, length = _element_size(head, 4)
+    header_bytes, length = element_size(head, 4)
     segment = 4 + length + (header_bytes or 0)
-    if head[segment : segment + 4] != b"\x18\x53\x80\x67":
+    if int.from_bytes(head[segment : segment + 4], "big") != SEGMENT:
         return 0
-    segment_bytes, length = _element_size(head, segment + 4)
+    segment_bytes, length = element_size(head, segment + 4)
     return 0 if segment_bytes is None else segment + 4 + length + segment_bytes
-
-
-def _element_size(data: bytes, position: int) -> tuple[int | None, int]:
-    """An EBML size and the bytes it takes; None when unknown, as in a live recording."""
-    first = data[position] if position < len(data) else 0
-    length = 9 - first.bit_length()
-    if length > 8:
-        return None, 0
-    most = (1 << 7 * length) - 1
-    value = int.from_bytes(data[position : position + length], "big") & most
-    return (None if value == most else value), length
 
 
 def _riff_end(file: int, file_bytes: int) -> int:
