@@ -18,6 +18,8 @@ from valley.errors import RejectLimitError
 
 Stage = Literal["parse", "read", "decode", "encode", "known"]
 _EXAMPLE_LENGTH = 160
+_FAULTS_OF_THE_FILE = ("UnsupportedMediaError", "DamagedMediaError", "EmptyMediaError", "MediaLimitError")
+"""What a second look at the same bytes finds again, unlike a busy machine, a killed decoder or a lost permission."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,24 @@ def _to_rejects(table: pa.Table) -> list[Reject]:
     return [Reject(**row) for row in table.select(names).to_pylist()]
 
 
+def _is_lasting(reject: Reject) -> bool:
+    """Whether the file itself is at fault, so that it will be as long as it does not change."""
+    if reject.stage not in ("decode", "known") or reject.modified is None:
+        return False
+    # A machine short of memory comes as a limit, or as damage where FFmpeg met it; only the words tell.
+    return reject.error in _FAULTS_OF_THE_FILE and "memory" not in reject.reason.lower()
+
+
 class KnownRejects:
-    """Media files that failed in an earlier run, so that none is opened again before it changes."""
+    """Media files that failed in an earlier run, so that none is opened again before it changes.
+
+    Args:
+        rejects: rows of an earlier table; those that another try may mend are left out.
+    """
 
     def __init__(self, rejects: Iterable[Reject] = ()) -> None:
         self._by_file: dict[tuple[str, int | None, str | None], Reject] = {
-            (reject.path, reject.size_bytes, reject.modified): reject
-            for reject in rejects
-            if reject.stage in ("decode", "known") and reject.modified is not None
+            (reject.path, reject.size_bytes, reject.modified): reject for reject in rejects if _is_lasting(reject)
         }
 
     @classmethod

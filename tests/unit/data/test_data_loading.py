@@ -6,14 +6,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import av
 import fsspec
 import numpy as np
+import PIL
 import pytest
 from data_makers import LetterEncoder, ask, write_clip, write_json, write_picture
 from test_data_storage import PATIENT, FlakyFileSystem, ServerError
 
 from valley.data.collate import IGNORED, collate
-from valley.data.loading import Loader, reading_policy
+from valley.data.loading import Loader, decoder_versions, reading_policy
 from valley.data.manifest import build_manifest
 from valley.data.order import EMPTY, EpochOrder
 from valley.data.rejects import KnownRejects, Reject
@@ -218,6 +220,13 @@ def test_the_reading_policy_follows_what_decides_about_files() -> None:
     assert reading_policy(one) == reading_policy(two)
     assert reading_policy(one) != reading_policy(one.model_copy(update={"limits": Limits(damaged="use")}))
     assert reading_policy(one) != reading_policy(one.model_copy(update={"decoder": "pyav"}))
+    assert reading_policy(one, {"av": "15.0.0"}) != reading_policy(one, {"av": "15.1.0"})
+    assert reading_policy(one, decoder_versions("auto")) == reading_policy(one)
+
+
+def test_the_versions_are_those_of_all_libraries_that_may_read_a_file() -> None:
+    assert decoder_versions("auto") == {"av": av.__version__, "pillow": PIL.__version__}
+    assert set(decoder_versions("decord")) >= {"av", "pillow"}
 
 
 @pytest.fixture
