@@ -19,8 +19,8 @@ from valley.errors import SettingsError
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
-"""Raised whenever the same arguments come to mean other scenes."""
+_VERSION = 2
+"""Raised whenever the same arguments come to mean other scenes or other frames."""
 
 _ARGUMENTS = "scenes.json"
 """File with the arguments that a folder's clips were made with."""
