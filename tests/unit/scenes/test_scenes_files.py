@@ -208,6 +208,14 @@ def test_other_arguments_make_the_folder_anew_and_leave_other_files_alone(tmp_pa
     ]
 
 
+def test_clips_that_nothing_says_are_ours_are_left_alone(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "train-holiday.mp4").write_bytes(b"not ours")
+    with pytest.raises(SettingsError, match=r"train/train-holiday.mp4, but no scenes.json"):
+        make_scenes(tmp_path, **SMALL)
+    assert contents(tmp_path) == {"train/train-holiday.mp4": hashlib.sha256(b"not ours").hexdigest()}
+
+
 def test_a_killed_run_leaves_only_whole_clips_and_is_continued(tmp_path):
     arguments = {"num_train": 24, "num_heldout": 0, "seed": 1, "kinds": ("count",)}
     code = f"import sys; from valley.data.scenes import make_scenes; make_scenes(sys.argv[1], **{arguments})"
