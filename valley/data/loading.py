@@ -109,7 +109,8 @@ class Loader:
         self.known = known or KnownRejects()
         self.retry = retry or Retry(settings.retries)
         self._roots = [
-            Root(source.root, retry=self.retry, max_bytes=settings.limits.max_bytes) for source in manifest.sources
+            Root(source.root, retry=self.retry, max_bytes=min(settings.max_remote_bytes, settings.limits.max_bytes))
+            for source in manifest.sources
         ]
 
     def load(self, slot: int) -> Sample:

@@ -246,6 +246,18 @@ def test_a_remote_clip_equals_the_local_one(tmp_path: Path, remote: type[FlakyFi
     assert (far.rejects, far.timings.num_frames) == ((), 4)
 
 
+@pytest.mark.parametrize("bounds", [{"max_remote_bytes": 100}, {"limits": Limits(max_bytes=100)}])
+def test_a_remote_file_beyond_a_bound_is_rejected_unread(
+    tmp_path: Path, remote: type[FlakyFileSystem], bounds: dict[str, Any]
+) -> None:
+    loader = make_loader(tmp_path, ask(id="a", video="a.mp4"), root="flaky://bucket", **bounds)
+    (reject,) = loader.load(0).rejects
+    assert (reject.stage, reject.error) == ("read", "MediaLimitError")
+    assert reject.reason.endswith("bytes, more than 100")
+    if "max_remote_bytes" in bounds:  # local files are not held in memory
+        assert make_loader(tmp_path, ask(id="a", video="a.mp4"), **bounds).load(0).weight == 1.0
+
+
 def test_storage_that_fails_for_a_moment_costs_no_sample(tmp_path: Path, remote: type[FlakyFileSystem]) -> None:
     loader = make_loader(tmp_path, ask(id="a", video="a.mp4"), root="flaky://bucket")
     remote.answers[:] = [TimeoutError(), None, ServerError(503), ConnectionResetError()]
