@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -122,6 +122,15 @@ class KnownRejects:
     def find(self, path: str, size_bytes: int | None, modified: str | None) -> Reject | None:
         """The earlier reject of this very file; None when it never failed, or has changed since."""
         return self._by_file.get((path, size_bytes, modified))
+
+    def unvisited(self, rejects: Iterable[Reject]) -> list[Reject]:
+        """The earlier rejects of files that these are not about, so that a table of both forgets none.
+
+        Args:
+            rejects: what the present run has rejected so far.
+        """
+        visited = {reject.path for reject in rejects}
+        return [replace(reject, stage="known") for reject in self._by_file.values() if reject.path not in visited]
 
 
 class RejectBudget:

@@ -57,6 +57,19 @@ def test_only_faults_of_the_file_itself_are_remembered(stage: Stage, error: str,
     assert (known.find("/root/a.mp4", 1000, "17") is not None) == lasts
 
 
+def test_a_second_run_forgets_no_file_that_it_did_not_visit(tmp_path: Path) -> None:
+    other = replace(DAMAGED, sample_id="o", path="/root/other.mp4")
+    write_rejects([DAMAGED, other, other, MISSING], tmp_path / "rejects.parquet", policy="p")
+    known = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
+    changed = replace(DAMAGED, modified="18")
+    assert known.unvisited([changed, MISSING]) == [replace(other, stage="known")]
+    write_rejects([*known.unvisited([changed]), changed], tmp_path / "rejects.parquet", policy="p")
+    again = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
+    assert len(again) == 2
+    assert again.find("/root/other.mp4", 1000, "17") is not None
+    assert again.find("/root/a.mp4", 1000, "17") is None
+
+
 def test_another_way_of_reading_knows_nothing(tmp_path: Path) -> None:
     write_rejects([DAMAGED], tmp_path / "rejects.parquet", policy="reject damaged files")
     assert not len(KnownRejects.load(tmp_path / "rejects.parquet", policy="use damaged files"))
