@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt requirements-samples.txt
 samples: samples/.ready ## make the sample clips and their dialogues
 
 samples/.ready: $(READY)
-	$(BIN)/python jobs/samples.py --output samples --clips $(CLIPS)
+	$(BIN)/python jobs/samples.py output=samples clips=$(CLIPS)
 	@touch $@
 
 demo: samples ## train the tiny model on the sample clips, on a local Ray cluster

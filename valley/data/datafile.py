@@ -27,6 +27,7 @@ T = TypeVar("T")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"
+_TOO_DEEP = "nested too deeply"
 _LINES_BEFORE_DOUBT = 100  # a file of which no line so far holds a record is not JSON Lines
 
 
@@ -100,8 +101,10 @@ def _iterate_parquet(path: Path) -> Iterator[object]:
         with pq.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=4096):
                 yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DataFileError(f"not Parquet: {error}") from None
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the storage's; Arrow's own findings about the content have no number
+        raise DataFileError(f"not Parquet, or corrupt: {error}") from None
 
 
 def _iterate_json(path: Path) -> Iterator[object]:
@@ -125,6 +128,8 @@ def _iterate_array(content: mmap.mmap, start: int) -> Iterator[object]:
     except msgspec.DecodeError:
         yield from _iterate_lenient(content[start:])
         return
+    except RecursionError:  # where the record ends that is nested so deeply, only a pass over it could tell
+        raise DataFileError(f"a record of the array is {_TOO_DEEP}; as JSON Lines it alone would be rejected") from None
     for position, element in enumerate(elements):
         yield _decode(element, position)
 
@@ -145,6 +150,8 @@ def _iterate_lenient(content: bytes) -> Iterator[object]:
                 raise json.JSONDecodeError("expected ',' or ']'", text, at)
     except ValueError as error:
         raise DataFileError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise DataFileError(f"a record of the array is {_TOO_DEEP}; as JSON Lines it alone would be rejected") from None
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -174,7 +181,11 @@ def _decode(raw: msgspec.Raw | bytes, position: int) -> object:
         return msgspec.json.decode(raw)
     except ValueError:
         pass
+    except RecursionError:
+        return RecordError(f"#{position}", "record", _TOO_DEEP)
     try:
         return json.loads(bytes(raw))
     except ValueError as error:
         return RecordError(f"#{position}", "record", f"not JSON: {error}")
+    except RecursionError:
+        return RecordError(f"#{position}", "record", _TOO_DEEP)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +32,8 @@ from valley.media.sampling import Sampling
 
 MAX_REFILLS = 3
 """Rows tried in a slot after its own."""
+_READING_FORMAT = 2
+"""Raised whenever Valley's own way of reading files comes to reject others."""
 
 
 @runtime_checkable
@@ -106,7 +109,8 @@ class Loader:
         self.known = known or KnownRejects()
         self.retry = retry or Retry(settings.retries)
         self._roots = [
-            Root(source.root, retry=self.retry, max_bytes=settings.limits.max_bytes) for source in manifest.sources
+            Root(source.root, retry=self.retry, max_bytes=min(settings.max_remote_bytes, settings.limits.max_bytes))
+            for source in manifest.sources
         ]
 
     def load(self, slot: int) -> Sample:
@@ -234,7 +238,27 @@ class Loader:
             timings.encode_s += time.perf_counter() - started_s
 
 
-def reading_policy(settings: DataSettings) -> str:
-    """A fingerprint of how files are read: what one policy rejects, another may take."""
-    policy = f"{settings.decoder} {settings.limits.model_dump_json()}"
+def reading_policy(settings: DataSettings, versions: Mapping[str, str] | None = None) -> str:
+    """A fingerprint of how files are read: what one policy rejects, another may take.
+
+    Args:
+        settings: decoder and limits.
+        versions: of the decoding libraries, by distribution; None: those installed here.
+    """
+    versions = decoder_versions(settings.decoder) if versions is None else versions
+    policy = f"{_READING_FORMAT} {settings.decoder} {sorted(versions.items())} {settings.limits.model_dump_json()}"
     return hashlib.blake2b(policy.encode(), digest_size=8).hexdigest()
+
+
+def decoder_versions(decoder: str) -> dict[str, str]:
+    """Versions of the libraries that may read a file: the decoder's, Pillow for stills, PyAV for what others refuse."""
+    distributions = {"av", "pillow", decoder} - {"auto", "pyav"}
+    return {name: metadata.version(name) for name in distributions if _is_installed(name)}
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

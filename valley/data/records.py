@@ -11,7 +11,8 @@ Rules that hold for all of them:
   stands for either kind, as in the published data.
 - One path takes the first placeholder. A list of n paths takes n placeholders, or one when it is the frames of one
   clip, given as pictures. Anything else does not agree, and the record is rejected.
-- Paths lie below the source's root. One that is absolute, a URL or climbs with `..` is rejected unopened.
+- Paths lie below the source's root. One that is absolute, a URL or climbs with `..` is rejected unopened. What climbs
+  only below a remote root, where `%2e%2e` may mean the same, is found by `storage.Root`, which knows what it is.
 """
 
 from __future__ import annotations

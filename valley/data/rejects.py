@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,8 @@ from valley.errors import RejectLimitError
 
 Stage = Literal["parse", "read", "decode", "encode", "known"]
 _EXAMPLE_LENGTH = 160
+_FAULTS_OF_THE_FILE = ("UnsupportedMediaError", "DamagedMediaError", "EmptyMediaError", "MediaLimitError")
+"""What a second look at the same bytes finds again, unlike a busy machine, a killed decoder or a lost permission."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +87,24 @@ def _to_rejects(table: pa.Table) -> list[Reject]:
     return [Reject(**row) for row in table.select(names).to_pylist()]
 
 
+def _is_lasting(reject: Reject) -> bool:
+    """Whether the file itself is at fault, so that it will be as long as it does not change."""
+    if reject.stage not in ("decode", "known") or reject.modified is None:
+        return False
+    # A machine short of memory comes as a limit, or as damage where FFmpeg met it; only the words tell.
+    return reject.error in _FAULTS_OF_THE_FILE and "memory" not in reject.reason.lower()
+
+
 class KnownRejects:
-    """Media files that failed in an earlier run, so that none is opened again before it changes."""
+    """Media files that failed in an earlier run, so that none is opened again before it changes.
+
+    Args:
+        rejects: rows of an earlier table; those that another try may mend are left out.
+    """
 
     def __init__(self, rejects: Iterable[Reject] = ()) -> None:
         self._by_file: dict[tuple[str, int | None, str | None], Reject] = {
-            (reject.path, reject.size_bytes, reject.modified): reject
-            for reject in rejects
-            if reject.stage in ("decode", "known") and reject.modified is not None
+            (reject.path, reject.size_bytes, reject.modified): reject for reject in rejects if _is_lasting(reject)
         }
 
     @classmethod
@@ -110,6 +122,15 @@ class KnownRejects:
     def find(self, path: str, size_bytes: int | None, modified: str | None) -> Reject | None:
         """The earlier reject of this very file; None when it never failed, or has changed since."""
         return self._by_file.get((path, size_bytes, modified))
+
+    def unvisited(self, rejects: Iterable[Reject]) -> list[Reject]:
+        """The earlier rejects of files that these are not about, so that a table of both forgets none.
+
+        Args:
+            rejects: what the present run has rejected so far.
+        """
+        visited = {reject.path for reject in rejects}
+        return [replace(reject, stage="known") for reject in self._by_file.values() if reject.path not in visited]
 
 
 class RejectBudget:

@@ -51,6 +51,8 @@ class DataSettings(Settings):
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = "auto"
     """Which library decodes; `auto`: the fastest that is right for the file."""
     limits: Limits = Limits()
+    max_remote_bytes: PositiveInt = 1 << 30
+    """Largest file read from a remote root; it is held in memory whole, twice while it is decoded, by every worker."""
     max_tokens: PositiveInt = 2048
     """Longest sample in tokens, visual tokens included (appendix A); longer ones are cut at the end of their text."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -11,8 +11,10 @@ import errno
 import logging
 import os
 import random
+import re
 import stat
 import time
+import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _DENIED = (errno.EACCES, errno.EPERM)
+_HTTP = re.compile(r"(?:https?|webdavs?)://")
+_SEPARATOR = re.compile(r"[/\\]")
 _PASSING_STATUS = (408, 425, 429)  # besides 5xx
 
 
@@ -108,7 +112,8 @@ class Root:
     Args:
         location: the folder or URI.
         retry: patience with storage.
-        max_bytes: largest file that is read; local files are left to the decoder, which checks for itself.
+        max_bytes: largest remote file that is read, and so held in memory; local files are left to the decoder, which
+            checks for itself.
     """
 
     def __init__(self, location: str, *, retry: Retry | None = None, max_bytes: int = 4 << 30) -> None:
@@ -182,6 +187,10 @@ class Root:
     def _find_remote(self, path: str) -> StoredFile:
         assert self._remote is not None
         filesystem, base = self._remote
+        if _climbs(path):
+            raise MissingMediaError(self.shown(path), "leads outside the root")
+        if _HTTP.search(self.location) and set(path) & {"?", "#"}:
+            raise MissingMediaError(self.shown(path), "has a query or fragment of a URL, not only a path")
         address = f"{base}/{path}"
         info = filesystem.info(address)
         if info.get("type") == "directory":
@@ -207,6 +216,16 @@ class Root:
         if len(content) > self.max_bytes:
             raise MediaLimitError(file.path, f"more than {self.max_bytes} bytes")
         return content
+
+
+def _climbs(path: str) -> bool:
+    """Whether a path leaves its folder, perhaps once it is unquoted, as a server and each proxy before it may do."""
+    before = ""
+    while path != before:
+        if ".." in _SEPARATOR.split(path):
+            return True
+        before, path = path, urllib.parse.unquote(path)
+    return False
 
 
 def is_uri(location: str) -> bool:

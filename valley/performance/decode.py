@@ -8,6 +8,7 @@ this process and of our child processes, with everything on one core: it stays p
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -38,6 +39,9 @@ ROUNDS = 7
 """Rounds in which each reader reads each file; the first is not counted."""
 
 Pictures = UInt8[np.ndarray, "T 224 224 3"]
+Figure = float | str
+"""CPU milliseconds; or, of a reader that cannot read the file, what it says."""
+_OWN = "Valley"
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,16 @@ def run_decode_benchmark(output: Path) -> str:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     readers = _readers()
-    figures: dict[str, dict[str, float | None]] = {}
+    figures: dict[str, dict[str, Figure]] = {}
     for kind in KINDS:
-        path = _encode(kind, output)
-        figures[kind.label] = _measure(readers, path)
+        path = encode(kind, output)
+        figures[kind.label] = measure(readers, path)
     (output / "decode.json").write_text(json.dumps(figures, indent=1))
-    return _report(figures, list(readers))
+    return report(figures, list(readers))
 
 
 def _readers() -> dict[str, Callable[[str], Any]]:
-    readers: dict[str, Callable[[str], Any]] = {"Valley": _read_valley}
+    readers: dict[str, Callable[[str], Any]] = {_OWN: read_valley}
     if importlib.util.find_spec("decord"):
         readers["decord + PIL"] = _decord_reader()
     readers["PyAV, all frames + PIL"] = _pyav_reader()
@@ -99,7 +103,8 @@ def _readers() -> dict[str, Callable[[str], Any]]:
     return readers
 
 
-def _read_valley(path: str) -> Pictures:
+def read_valley(path: str) -> Pictures:
+    """Valley's own reader, the path of production."""
     return sample_clip(path, Sampling(), size_px=SIZE_PX).pixels
 
 
@@ -165,10 +170,14 @@ def _torchcodec_reader() -> Callable[[str], Pictures]:
     return read
 
 
-def _measure(readers: dict[str, Callable[[str], Any]], path: Path) -> dict[str, float | None]:
-    """Median CPU milliseconds of each reader; None for one that cannot read the file."""
+def measure(readers: dict[str, Callable[[str], Any]], path: Path) -> dict[str, Figure]:
+    """Median CPU milliseconds of each reader; what it says, of a peer that cannot read the file.
+
+    Raises:
+        MediaError: Valley itself cannot.
+    """
     spent: dict[str, list[float]] = {name: [] for name in readers}
-    failed = set()
+    failed: dict[str, Figure] = {}
     for _ in range(ROUNDS):
         for name, read in readers.items():
             if name in failed:
@@ -177,11 +186,13 @@ def _measure(readers: dict[str, Callable[[str], Any]], path: Path) -> dict[str, 
                 read(str(path))  # not counted: it finds the caches full of what the reader before left there
                 before_s = _cpu_s()
                 read(str(path))
-            except Exception:  # noqa: BLE001 - the peers raise all sorts of errors; the table says which could not read
-                failed.add(name)
+            except Exception as error:  # the peers raise all sorts
+                if name == _OWN:
+                    raise
+                failed[name] = f"{type(error).__name__}: {error}"
                 continue
             spent[name].append(1000 * (_cpu_s() - before_s))
-    return {name: None if name in failed else statistics.median(values[1:]) for name, values in spent.items()}
+    return {name: failed[name] if name in failed else statistics.median(values[1:]) for name, values in spent.items()}
 
 
 def _cpu_s() -> float:
@@ -194,14 +205,17 @@ def _process_cpu_s(pid: int) -> float:
     return time.clock_gettime(clock)
 
 
-def _encode(kind: Kind, folder: Path) -> Path:
+def encode(kind: Kind, folder: Path) -> Path:
     """Writes a file of its kind from real footage where the sample package is installed, else from moving noise."""
-    path = folder / kind.name
+    recipe = hashlib.blake2b(repr(kind).encode(), digest_size=4).hexdigest()
+    stem, _, suffix = kind.name.partition(".")
+    path = folder / f"{stem}-{recipe}.{suffix}"  # with other options, it is another file
     if path.exists():
         return path
+    unfinished = path.with_name(f".{path.name}")
     width, height = kind.size
     pictures = _footage(folder, width, height)
-    with av.open(str(path), "w") as container:
+    with av.open(str(unfinished), "w") as container:
         stream: Any = container.add_stream(kind.codec, rate=Fraction(kind.fps), options=kind.options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = kind.gop
@@ -212,6 +226,7 @@ def _encode(kind: Kind, folder: Path) -> Path:
             frame.pts, frame.time_base = index, 1 / Fraction(kind.fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    unfinished.replace(path)
     return path
 
 
@@ -240,14 +255,15 @@ def _panned_noise(width: int, height: int) -> list[UInt8[np.ndarray, "h w"]]:
     return [frame.reformat(format="yuv420p").to_ndarray() for frame in frames]
 
 
-def _report(figures: dict[str, dict[str, float | None]], readers: list[str]) -> str:
+def report(figures: dict[str, dict[str, Figure]], readers: list[str]) -> str:
+    """The figures as Markdown: a line a file, a column a reader, Valley's first."""
     rows = []
     for label, spent in figures.items():
-        own = spent["Valley"] or float("nan")
+        own = float(spent[_OWN])
         cells = [f"{own:.0f}"]
         for name in readers[1:]:
             peer = spent[name]
-            cells.append("cannot read it" if peer is None else f"{peer:.0f} ({peer / own:.2f}x)")
+            cells.append("cannot read it" if isinstance(peer, str) else f"{peer:.0f} ({peer / own:.2f}x)")
         rows.append([label, *cells])
     return "\n\n".join(
         [

@@ -1,11 +1,13 @@
 """Data files: JSON arrays, JSON Lines and Parquet, also with what JSON forbids, also compressed and remote."""
 
+import contextlib
 import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +72,40 @@ def test_a_broken_line_is_one_bad_record(tmp_path: Path) -> None:
     assert second.reason.startswith("not JSON")
     assert isinstance(third, RecordError)
     assert third.sample_id == "#2"
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("text", [DEEP, DEEP.replace("]", ", NaN]")])
+def test_a_line_nested_too_deeply_is_one_bad_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.jsonl").write_text(f'{{"id": 1}}\n{{"id": 2, "conversations": {text}}}\n{{"id": 3}}\n')
+    first, second, third = read(tmp_path / "data.jsonl", tmp_path)
+    assert (first, third) == ({"id": 1}, {"id": 3})
+    assert isinstance(second, RecordError)
+    assert (second.sample_id, second.field, second.reason) == ("#1", "record", "nested too deeply")
+
+
+@pytest.mark.parametrize("odd", ["1", "NaN"])  # Python's NaN has the array read in another way
+def test_an_array_with_a_record_nested_too_deeply_is_no_data_file(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "data.json").write_text(f'[{{"id": {odd}}}, {{"id": 2, "conversations": {DEEP}}}]')
+    with pytest.raises(DataFileError, match="a record of the array is nested too deeply"):
+        read(tmp_path / "data.json", tmp_path)
+
+
+def test_a_corrupt_parquet_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    random = np.random.default_rng(0)
+    rows = [{"id": str(number), "conversations": random.bytes(40).hex()} for number in range(5000)]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    whole = path.read_bytes()
+    for start in range(100, len(whole) - 200, len(whole) // 12):  # the footer stays whole
+        path.write_bytes(whole[:start] + b"\xa5" * 64 + whole[start + 64 :])
+        with contextlib.suppress(DataFileError):  # not all damage can be told
+            read(path, tmp_path)
+    path.write_bytes(whole[:4] + b"\xff" * (len(whole) // 2) + whole[4 + len(whole) // 2 :])
+    with pytest.raises(DataFileError, match="corrupt"):
+        read(path, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import av
 import fsspec
 import numpy as np
+import PIL
 import pytest
 from data_makers import LetterEncoder, ask, write_clip, write_json, write_picture
 from test_data_storage import PATIENT, FlakyFileSystem, ServerError
 
 from valley.data.collate import IGNORED, collate
-from valley.data.loading import Loader, reading_policy
+from valley.data.loading import Loader, decoder_versions, reading_policy
 from valley.data.manifest import build_manifest
 from valley.data.order import EMPTY, EpochOrder
 from valley.data.rejects import KnownRejects, Reject
@@ -228,6 +230,13 @@ def test_the_reading_policy_follows_what_decides_about_files() -> None:
     assert reading_policy(one) == reading_policy(two)
     assert reading_policy(one) != reading_policy(one.model_copy(update={"limits": Limits(damaged="use")}))
     assert reading_policy(one) != reading_policy(one.model_copy(update={"decoder": "pyav"}))
+    assert reading_policy(one, {"av": "15.0.0"}) != reading_policy(one, {"av": "15.1.0"})
+    assert reading_policy(one, decoder_versions("auto")) == reading_policy(one)
+
+
+def test_the_versions_are_those_of_all_libraries_that_may_read_a_file() -> None:
+    assert decoder_versions("auto") == {"av": av.__version__, "pillow": PIL.__version__}
+    assert set(decoder_versions("decord")) >= {"av", "pillow"}
 
 
 @pytest.fixture
@@ -245,6 +254,18 @@ def test_a_remote_clip_equals_the_local_one(tmp_path: Path, remote: type[FlakyFi
     far = make_loader(tmp_path, record, root="flaky://bucket").load(0)
     assert np.array_equal(far.frames, local.frames)
     assert (far.rejects, far.timings.num_frames) == ((), 4)
+
+
+@pytest.mark.parametrize("bounds", [{"max_remote_bytes": 100}, {"limits": Limits(max_bytes=100)}])
+def test_a_remote_file_beyond_a_bound_is_rejected_unread(
+    tmp_path: Path, remote: type[FlakyFileSystem], bounds: dict[str, Any]
+) -> None:
+    loader = make_loader(tmp_path, ask(id="a", video="a.mp4"), root="flaky://bucket", **bounds)
+    (reject,) = loader.load(0).rejects
+    assert (reject.stage, reject.error) == ("read", "MediaLimitError")
+    assert reject.reason.endswith("bytes, more than 100")
+    if "max_remote_bytes" in bounds:  # local files are not held in memory
+        assert make_loader(tmp_path, ask(id="a", video="a.mp4"), **bounds).load(0).weight == 1.0
 
 
 def test_storage_that_fails_for_a_moment_costs_no_sample(tmp_path: Path, remote: type[FlakyFileSystem]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from valley.data.rejects import KnownRejects, Reject, RejectBudget, read_rejects, write_rejects
+from valley.data.rejects import KnownRejects, Reject, RejectBudget, Stage, read_rejects, write_rejects
 from valley.errors import RejectLimitError
 
 DAMAGED = Reject(7, "a", "webvid", "/root/a.mp4", "decode", "DamagedMediaError", "cut short", 0.25, 1000, "17")
@@ -35,6 +35,39 @@ def test_a_file_is_known_until_it_changes(tmp_path: Path) -> None:
 def test_a_known_file_stays_known_from_run_to_run(tmp_path: Path) -> None:
     write_rejects([replace(DAMAGED, stage="known")], tmp_path / "rejects.parquet")
     assert KnownRejects.load(tmp_path / "rejects.parquet").find("/root/a.mp4", 1000, "17") is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "lasts"),
+    [
+        ("DamagedMediaError", "1 of the 4 frames wanted are damaged", True),
+        ("DamagedMediaError", "cannot be decoded: Cannot allocate memory", False),
+        ("UnsupportedMediaError", "not a media file", True),
+        ("EmptyMediaError", "zero bytes", True),
+        ("MediaLimitError", "30000 s long, more than 21600 s", True),
+        ("MediaLimitError", "more memory needed than there is", False),
+        ("DecodeTimeoutError", "not decoded within 60 s", False),
+        ("DecodeTimeoutError", "the decoder process died: signal 9", False),
+        ("MissingMediaError", "may not be read: permission denied", False),
+    ],
+)
+@pytest.mark.parametrize("stage", ["decode", "known"])
+def test_only_faults_of_the_file_itself_are_remembered(stage: Stage, error: str, reason: str, lasts: bool) -> None:
+    known = KnownRejects([replace(DAMAGED, stage=stage, error=error, reason=reason)])
+    assert (known.find("/root/a.mp4", 1000, "17") is not None) == lasts
+
+
+def test_a_second_run_forgets_no_file_that_it_did_not_visit(tmp_path: Path) -> None:
+    other = replace(DAMAGED, sample_id="o", path="/root/other.mp4")
+    write_rejects([DAMAGED, other, other, MISSING], tmp_path / "rejects.parquet", policy="p")
+    known = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
+    changed = replace(DAMAGED, modified="18")
+    assert known.unvisited([changed, MISSING]) == [replace(other, stage="known")]
+    write_rejects([*known.unvisited([changed]), changed], tmp_path / "rejects.parquet", policy="p")
+    again = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
+    assert len(again) == 2
+    assert again.find("/root/other.mp4", 1000, "17") is not None
+    assert again.find("/root/a.mp4", 1000, "17") is None
 
 
 def test_another_way_of_reading_knows_nothing(tmp_path: Path) -> None:

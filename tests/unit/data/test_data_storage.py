@@ -122,6 +122,30 @@ def test_a_remote_file_is_read_whole(flaky: type[FlakyFileSystem]) -> None:
     assert not root.is_local
 
 
+@pytest.mark.parametrize(
+    "path", ["a/%2e%2e/x", "%2E%2E/x", "a%2f..%2fx", "a/.%2e/x", "a/%252e%252e/x", "..%5cx", "../x"]
+)
+def test_nothing_outside_a_remote_root_is_asked_for(flaky: type[FlakyFileSystem], path: str) -> None:
+    flaky().pipe_file("/bucket/x", b"secret")
+    flaky().pipe_file("/bucket/clips/a/%2e%2e/x", b"would be found")
+    with pytest.raises(MissingMediaError, match="leads outside the root"):
+        Root("flaky://bucket/clips", retry=PATIENT).find([path])
+    assert flaky.calls == 0
+
+
+@pytest.mark.parametrize("path", ["a.mp4?file=x", "a.mp4#x", "?"])
+def test_below_an_http_root_only_paths_are_asked_for(path: str) -> None:
+    unreachable = Root("http://127.0.0.1:9/clips", retry=Retry(retries=0))
+    with pytest.raises(MissingMediaError, match="has a query or fragment"):
+        unreachable.find([path])
+
+
+def test_names_with_percent_signs_and_marks_are_names_to_an_object_store(flaky: type[FlakyFileSystem]) -> None:
+    for name in ("50%.mp4", "why?.mp4", "take #2.mp4", "a..b%2e.mp4"):
+        flaky().pipe_file(f"/bucket/clips/{name}", b"0123")
+        assert Root("flaky://bucket/clips", retry=PATIENT).find([name]).size_bytes == 4
+
+
 def test_a_root_survives_the_way_to_a_worker(flaky: type[FlakyFileSystem], tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"0123")
     for root in (Root(str(tmp_path)), Root("flaky://bucket/clips")):

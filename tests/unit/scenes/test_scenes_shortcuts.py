@@ -1,6 +1,7 @@
 """Questions need what they ask: simple classifiers trained on less are at chance, and above it on the ordered pictures.
 
-The pictures are painted, not encoded, at the times that 0.5 frames a second gives (0, 2, 4, ... s).
+Pictures are painted, not encoded, at the times that 0.5 frames a second gives (0, 2, 4, ... s); that decoded frames show
+no more is tested with the files.
 """
 
 import re
@@ -88,19 +89,58 @@ def probe(items: tuple[list[Item], list[Item]], features) -> float:
 
 
 def margin(num_items: int, chance: float) -> float:
-    """Four standard deviations of the accuracy of guessing; twins, which are guessed alike, count as one item."""
-    return 4 * (chance * (1 - chance) / (num_items / 2)) ** 0.5
+    """Three standard deviations of the accuracy of guessing; twins, which are guessed alike, count as one item."""
+    return 3 * (chance * (1 - chance) / (num_items / 2)) ** 0.5
+
+
+# One picture, by what there is to know of it: the state of its object, exactly, and all else that a viewer may see. That
+# costs no painting, so there are enough scenes for a narrow margin. The two answers compared are opposite ones.
+
+
+@dataclass
+class Look:
+    """What one picture shows of one object."""
+
+    features: np.ndarray
+    label: int
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[tuple[str, str], list[Scene]]:
+    """One clip of each pair of twins, by lot."""
+    lot = np.random.default_rng(0)
+    return {
+        (kind, split): [
+            replace(scene, backwards=bool(lot.integers(2)))
+            for scene in plan_scenes(split, 4000, seed=2, kinds=(kind,))
+            if not scene.backwards
+        ]
+        for kind in ("direction", "size")
+        for split in ("train", "heldout")
+    }
+
+
+def one_picture(scene: Scene, share: float) -> Look:
+    """What the picture shows when this share of the clip has been played."""
+    (state,) = scene.states(scene.stage_time(round(share * (scene.num_frames - 1))))
+    seen = np.array([state.x, state.y, np.log(state.radius), scene.fps, scene.span_s, scene.width / scene.height])
+    seen = np.r_[seen, seen[:3] ** 3, np.outer(seen, seen)[np.triu_indices(len(seen))]]
+    along_y = scene.actors[0].motion.property == "y"
+    return Look(np.r_[seen, along_y * seen], int(scene.changes()[0][1] in ("right", "down", "grow")))
 
 
 @pytest.mark.parametrize("kind", ["direction", "size"])
-@pytest.mark.parametrize("which", ["first", "middle", "last"])
-def test_one_picture_does_not_tell_how_an_object_moves_or_grows(kind, which, items):
-    def features(item: Item) -> np.ndarray:
-        index = {"first": 0, "middle": len(item.grids) // 2, "last": -1}[which]
-        return np.r_[item.grids[index].ravel(), item.measures[index], item.measures[index] ** 2]
-
-    chance = 1 / len(items[kind][1][0].question.choices)
-    assert abs(probe(items[kind], features) - chance) < margin(len(items[kind][1]), chance)
+@pytest.mark.parametrize("share", [0, 0.2, 0.7, 1])  # twins meet in the middle, where there is nothing to test
+def test_one_picture_does_not_tell_how_an_object_moves_or_grows(kind, share, shown):
+    train, heldout = ([one_picture(scene, share) for scene in shown[kind, split]] for split in ("train", "heldout"))
+    assert len(heldout) == 2000
+    guess = accuracy(
+        [look.features for look in train],
+        [look.label for look in train],
+        [look.features for look in heldout],
+        [look.label for look in heldout],
+    )
+    assert abs(guess - 0.5) < 2.5 * 0.5 / len(heldout) ** 0.5
 
 
 @pytest.mark.parametrize("kind", ["direction", "size"])
@@ -140,7 +180,7 @@ def both(scene: Scene, question: Question, second: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def orders() -> list[list[tuple[Scene, Question]]]:
     return [
-        [(scene, ask(scene)[0]) for scene in plan_scenes(split, 600, seed=4, kinds=("order",))]
+        [(scene, ask(scene)[0]) for scene in plan_scenes(split, 2000, seed=4, kinds=("order",))]
         for split in ("train", "heldout")
     ]
 
@@ -161,7 +201,7 @@ def test_no_picture_of_two_objects_tells_which_changes_first(share, orders):
         flat = both(scene, question, round(share * scene.span_s))
         return np.r_[flat, np.outer(flat, flat)[np.triu_indices(len(flat))]]
 
-    assert abs(order_probe(orders, features) - 0.5) < margin(600, 0.5)
+    assert abs(order_probe(orders, features) - 0.5) < margin(2000, 0.5)
 
 
 def test_all_pictures_in_order_tell_which_changes_first(orders):
@@ -170,7 +210,7 @@ def test_all_pictures_in_order_tell_which_changes_first(orders):
         one, other = (change[:, columns].sum(1).argmax() for columns in OBJECTS)
         return np.array([float(one < other)])
 
-    assert order_probe(orders, features) == 1.0
+    assert order_probe([half[:300] for half in orders], features) == 1.0
 
 
 def test_the_words_of_a_question_do_not_tell_its_answer():

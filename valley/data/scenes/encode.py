@@ -1,4 +1,4 @@
-"""A scene as an H.264 file."""
+"""A scene as an H.264 file, coded without loss (profile High 4:4:4 Predictive, though the colours are 4:2:0)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ from av.video.reformatter import VideoReformatter
 from valley.data.scenes.render import pictures
 from valley.data.scenes.scene import Scene
 
-_QUALITY = "21"
-"""x264's constant rate factor: so fine that a moving object leaves no trail that betrays where it came from."""
+_QUANTISER = "0"
+"""x264's constant quantiser; at 0 it codes without loss.
+
+A clip and its twin are coded one by one, and any loss tells them apart: ground that an object has just uncovered is
+coded anew, ground that it is about to cover is as old as the last key frame. With a rate factor of 21, a probe that
+compared the sharpness on the two sides of an object in one decoded frame named the direction along the known axis in
+58 % of the frames, in 60 to 66 % behind distant key frames; quantisers of 1 to 6 left 52 to 61 %. Without loss twins
+decode to equal pictures. Files grow by 60 %, filming takes about a tenth longer, and x264 has no B-frames here.
+"""
 
 
 def film(scene: Scene, path: Path) -> None:
@@ -41,7 +48,6 @@ def film(scene: Scene, path: Path) -> None:
 def _options(scene: Scene) -> dict[str, str]:
     return {
         "preset": scene.coding.preset,
-        "crf": _QUALITY,
+        "qp": _QUANTISER,
         "g": str(scene.coding.gop),
-        "bf": str(scene.coding.b_frames),
     }

@@ -53,7 +53,8 @@ class Cycle:
     """One property rises evenly from `low` to `high`, starts over at `low`, and so on.
 
     With `start` uniform in [0, 1) the property is uniform in its range at *every* time, rising or (played backwards)
-    falling: one picture cannot tell which. The radius rises by equal ratios, so its logarithm is what is uniform.
+    falling: the object in one picture cannot tell which. Nor can the ground around it, as long as the codec leaves no
+    trace of other pictures there: see `encode.py`. The radius rises by equal ratios, so its logarithm is uniform.
     `turns` stays below one half per sampled step, or rising could not be told from falling in any order.
     """
 

@@ -49,17 +49,16 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How x264 is asked to code it: preset, longest distance between key frames, and B-frames in a row."""
+    """How x264 is asked to code it: preset, and longest distance between key frames."""
 
     preset: str
     gop: int
-    b_frames: int
 
 
 CODINGS = (
-    Coding("ultrafast", gop=12, b_frames=0),
-    Coding("ultrafast", gop=48, b_frames=2),
-    Coding("superfast", gop=250, b_frames=3),
+    Coding("ultrafast", gop=12),
+    Coding("ultrafast", gop=48),
+    Coding("superfast", gop=250),
 )
 
 

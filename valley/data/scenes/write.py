@@ -19,8 +19,8 @@ from valley.errors import SettingsError
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 1
-"""Raised whenever the same arguments come to mean other scenes."""
+_VERSION = 2
+"""Raised whenever the same arguments come to mean other scenes or other frames."""
 
 _ARGUMENTS = "scenes.json"
 """File with the arguments that a folder's clips were made with."""
@@ -69,7 +69,7 @@ def make_scenes(
         kinds: kinds of question, out of `KINDS`; only scenes that carry one of them are made.
 
     Raises:
-        SettingsError: a count or a kind makes no sense.
+        SettingsError: a count or a kind makes no sense, or the folder holds clips that nothing says are ours.
     """
     _check(kinds, num_train=num_train, num_heldout=num_heldout, seed=seed, workers=workers)
     folder = Path(folder)
@@ -114,16 +114,27 @@ def _check(kinds: Sequence[str], **counts: int) -> None:
 
 
 def _claim(folder: Path, arguments: dict[str, Any]) -> None:
-    """Leave in the folder only clips made with these arguments."""
+    """Leave in the folder only clips made with these arguments.
+
+    Raises:
+        SettingsError: there are clips, but not the marker of a folder of ours.
+    """
     text = json.dumps(arguments, indent=2) + "\n"
     marker = folder / _ARGUMENTS
     if marker.exists() and marker.read_text(encoding="utf-8") == text:
         return
-    marker.unlink(missing_ok=True)  # first: until it is written again, what is here counts as unknown
-    for split in get_args(Split):
-        for pattern in (f"{split}-*.mp4", f".{split}-*.mp4"):  # whole ones, and what a killed process left
-            for clip in (folder / split).glob(pattern):
-                clip.unlink()
+    found = [
+        clip
+        for split in get_args(Split)
+        for pattern in (f"{split}-*.mp4", f".{split}-*.mp4")  # whole ones, and what a killed process left
+        for clip in (folder / split).glob(pattern)
+    ]
+    if found and not marker.exists():
+        raise SettingsError([f"folder: {folder} has {found[0].relative_to(folder)}, but no {_ARGUMENTS}: not ours"])
+    if found:
+        write_text(marker, "{}\n")  # first: until all is deleted, the clips are ours, but of no known arguments
+    for clip in found:
+        clip.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(marker, text)
 
