@@ -49,20 +49,24 @@ class _Piece(NamedTuple):
     key: str
 
 
-def write_fragments(path: Path, fragments: Iterable[Fragment], optimizer_steps: int) -> None:
+def copy_fragments(fragments: Iterable[Fragment]) -> dict[str, Float[Tensor, " N"]]:
+    """Returns copies of one rank's share of the state, in CPU memory; no range may come twice over all ranks."""
+    return {
+        f"{kind}/{fragment.offset}/{fragment.name}": tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for fragment in fragments
+        for kind, tensor in fragment.tensors.items()
+    }
+
+
+def write_fragments(path: Path, copies: dict[str, Float[Tensor, " N"]], optimizer_steps: int) -> None:
     """Writes one rank's fragments to a safetensors file.
 
     Args:
         path: the file.
-        fragments: this rank's share of the state; no range twice over all ranks.
-        optimizer_steps: updates that the optimizer has made.
+        copies: what `copy_fragments` returned.
+        optimizer_steps: updates that the optimizer had made.
     """
-    tensors = {
-        f"{kind}/{fragment.offset}/{fragment.name}": tensor.detach().to("cpu", torch.float32).contiguous()
-        for fragment in fragments
-        for kind, tensor in fragment.tensors.items()
-    }
-    save_file(tensors, path, metadata={_STEPS: str(optimizer_steps)})
+    save_file(copies, path, metadata={_STEPS: str(optimizer_steps)})
 
 
 class FragmentReader:

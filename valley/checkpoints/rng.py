@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 
-def write_rng(path: Path) -> None:
-    """Writes the states of Python's, NumPy's and torch's generators (CPU and this process's GPU)."""
+def rng_state() -> dict[str, Tensor]:
+    """Returns the states of Python's, NumPy's and torch's generators (CPU and this process's GPU)."""
     version, words, gauss = random.getstate()
     numpy_state: dict[str, Any] = dict(np.random.get_state(legacy=False))
     inner = numpy_state["state"]
@@ -27,11 +27,11 @@ def write_rng(path: Path) -> None:
     }
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
-    save_file(tensors, path)
+    return tensors
 
 
 def restore_rng(path: Path) -> None:
-    """Puts the generators back to the states that `write_rng` wrote."""
+    """Puts the generators back to the states that `rng_state` returned, saved at `path`."""
     tensors = load_file(path)
     version, *words = tensors["python"].tolist()
     gauss = tensors["python_gauss"].tolist()

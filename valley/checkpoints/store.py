@@ -6,9 +6,9 @@
         rank-00001/        …
         manifest.json      comes last, by rename: its being there makes the checkpoint complete
 
-Every rank hashes its own files. Rank 0 gathers the hashes into the manifest after all ranks are done, so a crash at any
-moment leaves either the whole checkpoint or a folder without a manifest, which nothing reads and the next pruning
-removes.
+Every rank hashes its own files. Rank 0 gathers the hashes into the manifest after all ranks are done (`writer.py`), so a
+crash at any moment leaves either the whole checkpoint or a folder without a manifest, which nothing reads and the next
+pruning removes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from valley.errors import CheckpointError
 
@@ -73,39 +71,55 @@ class Checkpoint:
         return _rank_folder(self.path, rank)
 
 
-def write(
-    root: Path,
-    step: int,
-    write_files: Callable[[Path], None],
-    *,
-    info: Mapping[str, Any],
-    rank: int = 0,
-    world_size: int = 1,
-    agree: Callable[[bool], bool] = bool,
-) -> Path:
-    """Writes one checkpoint; every rank calls it at the same step.
+def folder_of(root: Path, step: int) -> Path:
+    """Returns the folder of the checkpoint after `step` steps."""
+    return root / f"{_PREFIX}{step:08d}"
+
+
+def clear(folder: Path) -> None:
+    """Makes a checkpoint's folder anew, without what an earlier attempt left."""
+    _remove(folder)
+    folder.mkdir(parents=True)
+
+
+def write_rank(folder: Path, rank: int, write_files: Callable[[Path], None]) -> None:
+    """Writes and hashes one rank's files.
 
     Args:
-        root: folder of all checkpoints of the run, the same storage for every rank.
-        step: optimizer steps taken so far.
-        write_files: writes this rank's files into the folder it is given.
-        info: what the manifest says besides (rank 0's counts); must fit JSON.
-        rank: this rank.
-        world_size: number of ranks.
-        agree: returns on all ranks whether it was given True on all ranks, and is thereby a barrier.
-
-    Returns:
-        The checkpoint's folder, complete.
-
-    Raises:
-        CheckpointError: on all ranks, when one of them could not write.
+        folder: the checkpoint's.
+        rank: whose files.
+        write_files: writes them into the folder it is given.
     """
-    folder = root / f"{_PREFIX}{step:08d}"
     own = _rank_folder(folder, rank)
-    _together(agree, folder, lambda: _clear(folder) if rank == 0 else None)
-    _together(agree, folder, lambda: _write_rank(own, write_files))
-    _together(agree, folder, lambda: _write_manifest(folder, step, world_size, info) if rank == 0 else None)
-    return folder
+    own.mkdir()
+    write_files(own)
+    _sync_tree(own)
+    paths = sorted(path for path in own.rglob("*") if path.is_file())
+    hashes = {
+        f"{own.name}/{path.relative_to(own)}": asdict(FileHash(hash_file(path), path.stat().st_size)) for path in paths
+    }
+    write_json(own / HASHES, hashes)
+
+
+def all_written(folder: Path, world_size: int) -> bool:
+    """Returns whether every rank has written and hashed its files."""
+    return all((_rank_folder(folder, rank) / HASHES).exists() for rank in range(world_size))
+
+
+def write_manifest(folder: Path, step: int, world_size: int, info: Mapping[str, Any]) -> None:
+    """Completes a checkpoint whose ranks have all written.
+
+    Args:
+        folder: the checkpoint's.
+        step: optimizer steps taken.
+        world_size: number of ranks.
+        info: what the manifest says besides; must fit JSON.
+    """
+    files: dict[str, Any] = {}
+    for rank in range(world_size):
+        files |= json.loads((_rank_folder(folder, rank) / HASHES).read_text())
+    content = {"format": FORMAT, "step": step, "world_size": world_size, "files": files, "info": dict(info)}
+    write_json(folder / MANIFEST, content)
 
 
 def steps_on_disk(root: Path) -> Iterator[tuple[int, Path]]:
@@ -253,44 +267,6 @@ def _complete(root: Path) -> list[Checkpoint]:
 
 def _rank_folder(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}"
-
-
-def _together(agree: Callable[[bool], bool], folder: Path, work: Callable[[], None]) -> None:
-    """Does this rank's part, then waits for the others; one rank's failure is an error on all, not a hang."""
-    done = False
-    try:
-        work()
-        done = True
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: not written: {error}") from error
-    finally:
-        all_done = agree(done)
-    if not all_done:
-        raise CheckpointError(f"{folder}: not written: another rank failed")
-
-
-def _clear(folder: Path) -> None:
-    _remove(folder)
-    folder.mkdir(parents=True)
-
-
-def _write_rank(own: Path, write_files: Callable[[Path], None]) -> None:
-    own.mkdir()
-    write_files(own)
-    _sync_tree(own)
-    paths = sorted(path for path in own.rglob("*") if path.is_file())
-    hashes = {
-        f"{own.name}/{path.relative_to(own)}": asdict(FileHash(hash_file(path), path.stat().st_size)) for path in paths
-    }
-    write_json(own / HASHES, hashes)
-
-
-def _write_manifest(folder: Path, step: int, world_size: int, info: Mapping[str, Any]) -> None:
-    files: dict[str, Any] = {}
-    for rank in range(world_size):
-        files |= json.loads((_rank_folder(folder, rank) / HASHES).read_text())
-    content = {"format": FORMAT, "step": step, "world_size": world_size, "files": files, "info": dict(info)}
-    write_json(folder / MANIFEST, content)
 
 
 def _remove(folder: Path) -> None:

@@ -124,13 +124,15 @@ class KnownRejects:
         return self._by_file.get((path, size_bytes, modified))
 
     def unvisited(self, rejects: Iterable[Reject]) -> list[Reject]:
-        """The earlier rejects of files that these are not about, so that a table of both forgets none.
+        """The earlier rejects of files that these are not about, in no slot, so that a table of both forgets none.
 
         Args:
             rejects: what the present run has rejected so far.
         """
         visited = {reject.path for reject in rejects}
-        return [replace(reject, stage="known") for reject in self._by_file.values() if reject.path not in visited]
+        return [
+            replace(reject, slot=None, stage="known") for reject in self._by_file.values() if reject.path not in visited
+        ]
 
 
 class RejectBudget:

@@ -13,6 +13,7 @@ from transformers.utils import logging as hf_logging
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
+from valley.checkpoints.writer import Writer
 from valley.model.modeling import PARTS, ValleyForConditionalGeneration
 from valley.training.engines import Engine
 from valley.training.job import Job
@@ -35,29 +36,38 @@ class Keeper:
     def __init__(self, job: Job, engine: Engine, frozen: Mapping[str, FrozenPart]) -> None:
         self._job, self._engine, self._frozen = job, engine, frozen
         self.newest: Path | None = None
+        self._writer = Writer(
+            job.checkpoints,
+            rank=engine.rank,
+            world_size=engine.world_size,
+            agree=lambda ok: engine.all_reduce_sum([float(not ok)]) == [0.0],
+            completed=lambda: store.prune(job.checkpoints, job.settings.checkpoint.keep_last),
+        )
 
-    def keep(self, result: FitResult, validation_loss: float | None) -> Path:
-        """Writes a checkpoint and prunes older ones; returns its folder.
+    def keep(self, result: FitResult, validation_loss: float | None) -> Path | None:
+        """Begins to write a checkpoint; older ones are pruned when it is complete.
 
         Args:
             result: the figures so far; the number of steps among them is the checkpoint's.
             validation_loss: measured at this very step, if it was.
 
+        Returns:
+            The folder of the one before, now complete; None when there was none to finish.
+
+        Raises:
+            CheckpointError: on all ranks, when one of them could not write this one or the one before.
+        """
+        return self._writer.start(
+            result.totals.num_steps, self._engine.snapshot(), self._describe(result, validation_loss)
+        )
+
+    def finish(self) -> Path | None:
+        """Waits for the last checkpoint; returns its folder.
+
         Raises:
             CheckpointError: on all ranks, when one of them could not write.
         """
-        engine = self._engine
-        self.newest = store.write(
-            self._job.checkpoints,
-            result.totals.num_steps,
-            engine.save,
-            info=self._describe(result, validation_loss),
-            rank=engine.rank,
-            world_size=engine.world_size,
-            agree=lambda ok: engine.all_reduce_sum([float(not ok)]) == [0.0],
-        )
-        if engine.rank == 0:
-            store.prune(self._job.checkpoints, self._job.settings.checkpoint.keep_last)
+        self.newest = self._writer.finish()
         return self.newest
 
     def save_model(self) -> Path:

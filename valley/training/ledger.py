@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from valley.data.loading import reading_policy
-from valley.data.rejects import Reject, RejectBudget, read_rejects, write_rejects
+from valley.data.rejects import KnownRejects, Reject, RejectBudget, read_rejects, write_rejects
 from valley.data.settings import DataSettings
 from valley.errors import RejectLimitError
 from valley.training.engines.base import Engine
@@ -34,11 +34,12 @@ class Ledger:
         self._budget = RejectBudget(settings.max_rejected, settings.rejects_grace)
         self._settings = settings
         self._rejects: dict[tuple[str, str, str], Reject] = {}
+        self._known = KnownRejects.load(self.path, policy=self._policy)
         self._validated = False
         self._add(before)
         if num_used:
-            earlier = read_rejects(self.path)
-            self._budget.add(num_used, [reject for reject in earlier if reject.stage != "parse"])
+            earlier = [reject for reject in read_rejects(self.path) if reject.slot is not None]
+            self._budget.add(num_used, earlier)
             self._add(earlier)
 
     def __len__(self) -> int:
@@ -90,6 +91,7 @@ class Ledger:
             raise
 
     def write(self) -> None:
-        """Writes the table, on rank 0."""
+        """Writes the table, on rank 0; files that an earlier run rejected and this one did not meet stay in it."""
         if self._engine.rank == 0:
-            write_rejects(self._rejects.values(), self.path, policy=self._policy)
+            own = list(self._rejects.values())
+            write_rejects([*self._known.unvisited(own), *own], self.path, policy=self._policy)

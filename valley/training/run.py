@@ -104,7 +104,8 @@ def train_rank(
         def keep(known: FitResult, validation_loss: float | None) -> None:
             ledger.write()
             watchdog.beat()
-            report(keeper.keep(known, validation_loss))
+            if complete := keeper.keep(known, validation_loss):
+                report(complete)
 
         try:
             fit(
@@ -131,6 +132,8 @@ def train_rank(
             progress.close()
             ledger.write()
             tracker.log_artifact(ledger.path)
+        if complete := keeper.finish():
+            report(complete)
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
 

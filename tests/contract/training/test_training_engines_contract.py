@@ -117,7 +117,7 @@ def test_a_gradient_that_is_not_finite_is_told_and_changes_nothing(name: str) ->
 def test_any_engine_goes_on_from_any_others_checkpoint(writer: str, reader: str, tmp_path: Path) -> None:
     first = new_engine(writer)
     train(first, 2, [ALL], FACTORS[:2])
-    first.save(tmp_path)
+    first.snapshot()(tmp_path)
     straight = train(first, 2, [ALL], FACTORS[2:4])
 
     second = new_engine(reader)
@@ -241,6 +241,6 @@ def _train_together(folder: str, job: Job) -> dict[str, Any]:
             engine = new_engine(name, settings=settings)
             train(engine, 3, rows, FACTORS)
             (own := Path(folder) / f"{variant}-{rank}").mkdir()
-            engine.save(own)
+            engine.snapshot()(own)
             results["whole weights"] = engine.whole_weights(torch.bfloat16)
     return results

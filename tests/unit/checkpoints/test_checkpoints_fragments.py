@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from valley.checkpoints.fragments import MASTER, MOMENTUM, Fragment, FragmentReader, write_fragments
+from valley.checkpoints.fragments import MASTER, MOMENTUM, Fragment, FragmentReader, copy_fragments, write_fragments
 from valley.checkpoints.frozen import name_frozen
-from valley.checkpoints.rng import restore_rng, write_rng
+from valley.checkpoints.rng import restore_rng, rng_state
 from valley.errors import CheckpointError
 
 
@@ -21,7 +22,7 @@ def cut(values: torch.Tensor, at: int, folder: Path) -> list[Path]:
     for rank, (begin, end) in enumerate([(0, at), (at, len(values))]):
         fragment = Fragment("a/b", begin, {MASTER: values[begin:end], MOMENTUM: -values[begin:end]})
         paths.append(folder / f"{rank}.safetensors")
-        write_fragments(paths[-1], [fragment], optimizer_steps=12)
+        write_fragments(paths[-1], copy_fragments([fragment]), optimizer_steps=12)
     return paths
 
 
@@ -45,7 +46,7 @@ def test_a_range_that_nobody_wrote_is_an_error_that_names_it(tmp_path: Path) -> 
 def test_generators_repeat_what_followed_the_checkpoint(tmp_path: Path) -> None:
     random.gauss(0, 1)
     np.random.standard_normal()  # leaves a second normal cached
-    write_rng(tmp_path / "rng.safetensors")
+    save_file(rng_state(), tmp_path / "rng.safetensors")
 
     def draw() -> list[float]:
         numbers = [random.gauss(0, 1), random.random(), float(np.random.standard_normal()), np.random.rand()]

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from valley.checkpoints import store
+from valley.checkpoints.writer import Writer
 from valley.errors import CheckpointError
 
 
 def write(root: Path, step: int, loss: float | None = None, content: str = "weights") -> Path:
-    return store.write(
-        root, step, lambda folder: _fill(folder, content), info={"validation_loss": loss, "position": step}
-    )
+    writer = Writer(root)
+    writer.start(step, lambda folder: _fill(folder, content), {"validation_loss": loss, "position": step})
+    path = writer.finish()
+    assert path is not None
+    return path
 
 
 def _fill(folder: Path, content: str) -> None:
@@ -111,9 +114,11 @@ def test_pruning_clears_old_wrecks_but_not_what_may_be_in_the_making(tmp_path: P
 
 def test_a_failure_on_another_rank_is_an_error_here_and_no_checkpoint(tmp_path: Path) -> None:
     votes = iter([True, False])
+    writer = Writer(tmp_path, world_size=2, agree=lambda ok: ok and next(votes))
+    writer.start(1, lambda folder: None, {})
 
     with pytest.raises(CheckpointError, match="another rank failed"):
-        store.write(tmp_path, 1, lambda folder: None, info={}, agree=lambda ok: ok and next(votes))
+        writer.finish()
 
     assert store.newest_complete(tmp_path) is None
 
@@ -128,8 +133,10 @@ def test_a_failure_here_is_told_to_the_others_before_it_is_raised(tmp_path: Path
     def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
+    writer = Writer(tmp_path, agree=agree)
+    writer.start(1, fail, {})
     with pytest.raises(CheckpointError, match="No space left"):
-        store.write(tmp_path, 1, fail, info={}, agree=agree)
+        writer.finish()
 
     assert told == [True, False]
 
@@ -162,6 +169,7 @@ def test_a_published_folder_replaces_the_one_before_and_a_failure_leaves_it(tmp_
 
 
 def _write_for_ever(root: Path, first: int, progress: Connection) -> None:
+    writer = Writer(root, completed=lambda: store.prune(root, keep_last=2))
     for step in itertools.count(first):
         content = bytes([step % 251]) * 300_000
 
@@ -169,9 +177,8 @@ def _write_for_ever(root: Path, first: int, progress: Connection) -> None:
             for index in range(4):
                 (folder / f"{index}.bin").write_bytes(content)
 
-        store.write(root, step, fill, info={"step": step})
-        store.prune(root, keep_last=2)
-        progress.send(step)
+        if before := writer.start(step, fill, {"step": step}):
+            progress.send(int(before.name.removeprefix("step-")))
 
 
 def test_killed_at_any_moment_the_newest_complete_is_the_last_one_finished_or_newer(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_second_run_forgets_no_file_that_it_did_not_visit(tmp_path: Path) -> N
     write_rejects([DAMAGED, other, other, MISSING], tmp_path / "rejects.parquet", policy="p")
     known = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
     changed = replace(DAMAGED, modified="18")
-    assert known.unvisited([changed, MISSING]) == [replace(other, stage="known")]
+    assert known.unvisited([changed, MISSING]) == [replace(other, slot=None, stage="known")]
     write_rejects([*known.unvisited([changed]), changed], tmp_path / "rejects.parquet", policy="p")
     again = KnownRejects.load(tmp_path / "rejects.parquet", policy="p")
     assert len(again) == 2

@@ -120,7 +120,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_losses_and_weights_to_the_bit
 
     broken, first = Run(tmp_path / "broken"), new_engine("torch")
     known = broken.fit(first, steps(0, 3), 3, cadence)
-    first.save(tmp_path)
+    first.snapshot()(tmp_path)
     second = new_engine("torch")
     second.load([tmp_path])
     result = broken.fit(second, steps(3, 6), 6, cadence, known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from valley.checkpoints.fragments import Fragment, FragmentReader, write_fragments
-from valley.checkpoints.rng import restore_rng, write_rng
+from valley.checkpoints.fragments import Fragment, FragmentReader, copy_fragments, write_fragments
+from valley.checkpoints.rng import restore_rng, rng_state
 from valley.data.collate import Batch
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.training.settings import StageSettings
@@ -83,8 +83,12 @@ class Engine(Protocol):
         """Returns the items of all ranks, in the order of ranks; for small things, seldom."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Writes this rank's share of weights, optimizer state and random generators into `folder`."""
+    def snapshot(self) -> Callable[[Path], None]:
+        """Copies this rank's share of weights, optimizer state and random generators into CPU memory.
+
+        Returns:
+            What writes the copies into a folder; it may do so on another thread while the training goes on.
+        """
         ...
 
     def load(self, folders: Sequence[Path]) -> None:
@@ -134,13 +138,19 @@ class BaseEngine:
         finally:
             self.model.train()
 
-    def save(self, folder: Path) -> None:
+    def snapshot(self) -> Callable[[Path], None]:
         """See `Engine`."""
         trained = {name: parameter for group in self.groups for name, parameter in group.parameters.items()}
-        if weights := self._collect(trained, None):
-            save_file(weights, folder / WEIGHTS_FILE)
-        write_fragments(folder / STATE_FILE, self.fragments(), self.optimizer_steps)
-        write_rng(folder / RNG_FILE)
+        weights, state, steps = self._collect(trained, None), copy_fragments(self.fragments()), self.optimizer_steps
+        generators = rng_state()
+
+        def write(folder: Path) -> None:
+            if weights:
+                save_file(weights, folder / WEIGHTS_FILE)
+            write_fragments(folder / STATE_FILE, state, steps)
+            save_file(generators, folder / RNG_FILE)
+
+        return write
 
     def load(self, folders: Sequence[Path]) -> None:
         """See `Engine`."""
