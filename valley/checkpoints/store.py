@@ -6,7 +6,7 @@
         rank-00001/        …
         manifest.json      comes last, by rename: its being there makes the checkpoint complete
 
-Every rank hashes its own files. Rank 0 gathers the hashes into the manifest after all ranks are done (`writer.py`), so a
+Every rank hashes its own files. Rank 0 gathers the hashes into the manifest after all are done (`writer.py`), so a
 crash at any moment leaves either the whole checkpoint or a folder without a manifest, which nothing reads and the next
 pruning removes.
 """
