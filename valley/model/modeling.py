@@ -28,8 +28,11 @@ PARTS = {
     "projector": "projector",
     "added_tokens": "added_tokens",
     "llm": "language_model",
+    "lora": "language_model",
 }
-"""What the settings call the parts of a model -> their modules."""
+"""What the settings call the parts of a model -> their modules. `llm` is what the language model has by itself."""
+LORA_MARK = ".lora_"
+"""In the name of every weight of a low-rank update (`valley.model.lora`)."""
 
 
 class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -110,7 +113,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Training
 
     def module_parameters(self, part: str) -> dict[str, nn.Parameter]:
-        """Returns the parameters of one of `PARTS` by their full names; v1 has none.
+        """Returns the parameters of one of `PARTS` by their full names; v1 has none, nor a model without an update.
 
         Raises:
             ValueError: there is no such part.
@@ -118,7 +121,8 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if part not in PARTS:
             raise ValueError(f"no part is called {part!r}; known: {', '.join(PARTS)}")
         module = PARTS[part]
-        return {f"{module}.{name}": value for name, value in self.get_submodule(module).named_parameters()}
+        parameters = {f"{module}.{name}": value for name, value in self.get_submodule(module).named_parameters()}
+        return {name: value for name, value in parameters.items() if (LORA_MARK in name) == (part == "lora")}
 
     # From frames to visual tokens
 

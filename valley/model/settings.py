@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from valley.config import Location, Settings, Weights
 from valley.model.temporal import TEMPORAL
@@ -34,6 +34,24 @@ class LLMSettings(Settings):
     """Attention back-end."""
     random_weights: bool = False
     """Take only the configuration and tokenizer and draw the weights at random (shape tests, benchmarks)."""
+
+
+class LoRASettings(Settings):
+    """A low-rank update of the language model, trained instead of its weights."""
+
+    rank: PositiveInt = 64
+    """Rank of the update."""
+    alpha: PositiveInt = 128
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the update's inputs that is dropped in training."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Layers that get one, by the ends of their names; `all-linear`: all but the output layer."""
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.alpha / self.rank
 
 
 class ModelSettings(Settings):

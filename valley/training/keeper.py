@@ -14,7 +14,9 @@ from transformers.utils import logging as hf_logging
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
 from valley.checkpoints.writer import Writer
-from valley.model.modeling import PARTS, ValleyForConditionalGeneration
+from valley.model.lora import merge_lora, save_adapter
+from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
+from valley.model.settings import LoRASettings
 from valley.training.engines import Engine
 from valley.training.job import Job
 from valley.training.loop import FitResult
@@ -22,6 +24,7 @@ from valley.training.settings import RunSettings
 from valley.training.stage import ParameterGroup, compute_dtype
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 
 
 class Keeper:
@@ -72,12 +75,24 @@ class Keeper:
 
     def save_model(self) -> Path:
         """Writes the whole model and its processor as a Hugging Face folder, in the precision it was trained in."""
-        folder = self._job.folder / MODEL_FOLDER
-        weights = self._engine.whole_weights(compute_dtype(self._job.settings.train))
+        folder, settings = self._job.folder / MODEL_FOLDER, self._job.settings
+        weights = self._engine.whole_weights(compute_dtype(settings.train))
         if self._engine.rank == 0:
+            if settings.lora and any(LORA_MARK in name for name in weights):
+                self._write_adapter(weights, settings.lora)
+                weights = merge_lora(weights, settings.lora)
             store.publish(folder, lambda partial: self._write_model(partial, weights))
         self._engine.all_reduce_sum([0.0])
         return folder
+
+    def _write_adapter(self, weights: Mapping[str, torch.Tensor], lora: LoRASettings) -> None:
+        """Writes a low-rank update, and what trained beside it, by themselves; `model` has them merged."""
+        settings = self._job.settings
+        trained = {name: weights[name] for group in self._engine.groups for name in group.parameters}
+        base, llm = settings.model.path or "", settings.model.llm.name
+        store.publish(
+            self._job.folder / ADAPTER_FOLDER, lambda partial: save_adapter(trained, lora, partial, base=base, llm=llm)
+        )
 
     def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         model: Any = self._engine.model

@@ -25,6 +25,7 @@ from valley.media.probe import probe
 from valley.media.sampling import Sampling, expected_frames
 from valley.model.build import build_model
 from valley.model.configuration import ValleyConfig
+from valley.model.lora import add_lora
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor
 from valley.training.job import prepare_job
@@ -155,6 +156,8 @@ def plan_run(settings: RunSettings) -> Plan:
         plan_source(manifest, index, job.processor, data, seed=settings.seed) for index in range(len(manifest.sources))
     ]
     model = _lay_out(settings)
+    if settings.lora and "llm" in settings.train.modules:
+        add_lora(model, settings.lora, seed=settings.seed)
     modules = what_trains(model, prepare(model, settings.train))
     longest = max((int(source.tokens.max()) for source in sources if len(source.tokens)), default=data.max_tokens)
     num_workers = settings.cluster.num_workers if isinstance(settings.cluster.num_workers, int) else 1

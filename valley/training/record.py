@@ -22,6 +22,7 @@ _DECIDING = (
     "data.validation.fraction",
     "data.validation.sources",
     "train.",
+    "lora",
 )
 """Settings that decide which weights come out; a run goes on under the same ones only."""
 _INDIFFERENT = (

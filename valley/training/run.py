@@ -14,6 +14,7 @@ import torch
 from valley.checkpoints import store
 from valley.errors import SettingsError
 from valley.model.build import build_model
+from valley.model.lora import add_lora
 from valley.training.curve import draw_loss_curve
 from valley.training.engines import ENGINES, Engine
 from valley.training.engines.base import place_among_ranks
@@ -143,6 +144,8 @@ def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, s
     settings, stage = job.settings, job.settings.train
     _settle_on(device)
     model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
+    if settings.lora and "llm" in stage.modules:
+        add_lora(model, settings.lora, seed=settings.seed)
     groups = prepare(model, stage)
     table = format_table(what_trains(model, groups))
     frozen = name_frozen_parts(model, groups, settings) if place_among_ranks()[0] == 0 else {}

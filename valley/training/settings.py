@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from valley.config import Location, Settings
 from valley.data.settings import DataSettings
-from valley.model.settings import ModelSettings
+from valley.model.settings import LoRASettings, ModelSettings
 
 Module = Literal["temporal", "projector", "llm"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _on_or_off(value: object) -> object:
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class StageSettings(Settings):
@@ -131,6 +143,8 @@ class RunSettings(Settings):
     model: ModelSettings = ModelSettings()
     data: DataSettings
     train: StageSettings = StageSettings()
+    lora: Annotated[LoRASettings | None, BeforeValidator(_on_or_off)] = None
+    """`true`, or its settings: train a low-rank update in the place of the LLM, when that is to train."""
     engine: EngineSettings = EngineSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()

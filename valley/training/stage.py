@@ -56,7 +56,8 @@ def prepare(model: ValleyForConditionalGeneration, stage: StageSettings) -> list
     frozen_dtype = compute_dtype(stage)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    groups = [_group(model, stage, part) for part in PARTS if _trains(stage, part)]
+    has_lora = bool(model.module_parameters("lora"))
+    groups = [_group(model, stage, part) for part in PARTS if _trains(stage, part, has_lora=has_lora)]
     groups = [group for group in groups if group.parameters]
     if not groups:
         raise SettingsError([f"train.modules: nothing trains: {', '.join(stage.modules) or 'none'} have no parameters"])
@@ -84,6 +85,8 @@ def what_trains(model: ValleyForConditionalGeneration, groups: Sequence[Paramete
     rows = []
     for part in PARTS:
         parameters = list(model.module_parameters(part).values())
+        if part == "lora" and not parameters:
+            continue
         total, trainable = (
             sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
         )
@@ -124,13 +127,20 @@ def learning_rate_factor(step: int, total_steps: int, warmup_ratio: float) -> fl
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def _trains(stage: StageSettings, part: str) -> bool:
-    """The added tokens' rows train with the LLM, or by themselves when the stage says so (spec section 5)."""
+def _trains(stage: StageSettings, part: str, *, has_lora: bool) -> bool:
+    """Whether a part trains.
+
+    The added tokens' rows train with the LLM, or by themselves when the stage says so (spec section 5). A low-rank
+    update trains in the place of the LLM.
+    """
     if part == "added_tokens":
         return "llm" in stage.modules or stage.train_added_tokens
-    return part in stage.modules
+    if part == "lora":
+        return "llm" in stage.modules
+    return part in stage.modules and not (part == "llm" and has_lora)
 
 
 def _group(model: ValleyForConditionalGeneration, stage: StageSettings, part: str) -> ParameterGroup:
     rates: dict[str, float] = {str(name): rate for name, rate in stage.module_learning_rates.items()}
-    return ParameterGroup(part, rates.get(part, stage.learning_rate), model.module_parameters(part))
+    rate = rates.get("llm" if part == "lora" else part, stage.learning_rate)
+    return ParameterGroup(part, rate, model.module_parameters(part))
