@@ -36,8 +36,8 @@ samples/.ready: $(READY)
 	$(BIN)/python jobs/samples.py output=samples clips=$(CLIPS)
 	@touch $@
 
-demo: samples ## train the tiny model on the sample clips, on a local Ray cluster
-	$(BIN)/python jobs/pretrain.py --config tiny output=runs/demo
+demo: samples ## train the tiny model in both stages on the sample clips, on a local Ray cluster
+	$(BIN)/python jobs/train.py --config tiny output=runs/demo
 
 check: venv ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -39,7 +39,7 @@ def parse_command(model: type[S], description: str, argv: Sequence[str] | None =
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_settings_table(model),
     )
-    parser.add_argument("--config", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
+    parser.add_argument("--config", help=f"a preset ({', '.join(preset_names(model))}) or a YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, from metadata alone, and stop")
     arguments, words = parser.parse_known_args(argv)
     if wrong := [word for word in words if word.startswith("--")]:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
@@ -24,7 +24,13 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class Settings(BaseModel):
-    """Base of every settings model: frozen, and an unknown key is an error."""
+    """Base of every settings model: frozen, and an unknown key is an error.
+
+    Attributes:
+        presets: folder of the YAML files that `--config` takes by name.
+    """
+
+    presets: ClassVar[Path] = PRESETS
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
@@ -61,9 +67,9 @@ Weights = Annotated[str, AfterValidator(_absolute_if_there)]
 """A name on a hub, or a path, which is taken as `Location` takes it when something is there."""
 
 
-def preset_names() -> list[str]:
-    """Names that `--config` takes besides a file's path."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def preset_names(model: type[Settings] = Settings) -> list[str]:
+    """Names that `--config` takes for a settings class, besides a file's path."""
+    return sorted(path.stem for path in model.presets.glob("*.yaml"))
 
 
 def load_settings(model: type[S], config: str | None, overrides: Sequence[str] = ()) -> S:
@@ -78,7 +84,7 @@ def load_settings(model: type[S], config: str | None, overrides: Sequence[str] =
     Raises:
         SettingsError: with every problem found, each on its own line.
     """
-    tree = read_config(config) if config else {}
+    tree = read_config(config, model) if config else {}
     problems: list[str] = []
     for word in _join_split_values(overrides):
         try:
@@ -94,21 +100,31 @@ def load_settings(model: type[S], config: str | None, overrides: Sequence[str] =
     return settings
 
 
-def read_config(name_or_path: str) -> dict[str, Any]:
-    """Reads a preset or YAML file into a plain tree, with what it `extends` beneath it.
+def read_config(name_or_path: str, model: type[Settings] = Settings) -> dict[str, Any]:
+    """Reads a preset or YAML file into a plain tree, with what it `extends` beneath it; parts may extend, too.
+
+    Args:
+        name_or_path: a preset of `model`, or a file.
+        model: the settings class that it is for.
 
     Raises:
         SettingsError: no such preset or file, not a mapping, or not YAML.
     """
-    path = _find_config(name_or_path)
+    path = _find_config(name_or_path, model)
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError([f"--config {name_or_path}: not YAML: {error}"]) from None
     if not isinstance(tree, dict):
         raise SettingsError([f"--config {name_or_path}: expected a mapping of settings, found {type(tree).__name__}"])
-    parent = tree.pop("extends", None)
-    return _merge(read_config(parent), tree) if parent else tree
+    tree = {key: _extended(value, Settings) if isinstance(value, dict) else value for key, value in tree.items()}
+    return _extended(tree, model)
+
+
+def _extended(tree: dict[str, Any], model: type[Settings]) -> dict[str, Any]:
+    """The tree on top of the preset or file that its `extends` names."""
+    above = {key: value for key, value in tree.items() if key != "extends"}
+    return _merge(read_config(tree["extends"], model), above) if "extends" in tree else above
 
 
 def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
@@ -126,12 +142,12 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, st
             yield from describe(nested, f"{path}.N." if typing.get_origin(field.annotation) is list else f"{path}.")
 
 
-def _find_config(name_or_path: str) -> Path:
-    if (preset := PRESETS / f"{name_or_path}.yaml").is_file():
+def _find_config(name_or_path: str, model: type[Settings]) -> Path:
+    if (preset := model.presets / f"{name_or_path}.yaml").is_file():
         return preset
     if (path := Path(name_or_path)).is_file():
         return path
-    raise SettingsError([f"--config {name_or_path}: no such file; presets are {', '.join(preset_names())}"])
+    raise SettingsError([f"--config {name_or_path}: no such file; presets are {', '.join(preset_names(model))}"])
 
 
 def _join_split_values(words: Sequence[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import statistics
 from collections import deque
 from pathlib import Path
 
@@ -27,7 +26,8 @@ class Guard:
     Args:
         engine: gathers the samples of all ranks.
         folder: where `spikes.jsonl` goes.
-        spike: a loss this many times the median of the last steps is a spike.
+        spike: a loss this many times the highest of the last steps is a spike. The highest, as batches are sorted by
+            length, and those of a small source among large ones may always be harder.
     """
 
     def __init__(self, engine: Engine, folder: Path, spike: float) -> None:
@@ -42,7 +42,7 @@ class Guard:
         """
         if not (math.isfinite(figures.loss) and math.isfinite(figures.grad_norm)):
             raise DivergedError(step.index + 1, figures.loss, figures.grad_norm, self._samples(step))
-        if len(self._losses) >= _FEWEST and figures.loss > self._spike * statistics.median(self._losses):
+        if len(self._losses) >= _FEWEST and figures.loss > self._spike * max(self._losses):
             self._note(step, figures.loss)
         self._losses.append(figures.loss)
 
@@ -50,10 +50,12 @@ class Guard:
         samples = self._samples(step)
         if self._engine.rank != 0:
             return
-        usual = statistics.median(self._losses)
-        logger.warning("step %d: the loss jumped to %.4f, where %.4f is usual", step.index + 1, loss, usual)
+        highest = max(self._losses)
+        logger.warning(
+            "step %d: the loss jumped to %.4f; the highest of the last steps was %.4f", step.index + 1, loss, highest
+        )
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step.index + 1, "loss": loss, "usual": usual, "samples": samples}) + "\n")
+            file.write(json.dumps({"step": step.index + 1, "loss": loss, "highest": highest, "samples": samples}) + "\n")
 
     def _samples(self, step: Step) -> list[str]:
         """The ids of the global batch, without rows of weight 0."""

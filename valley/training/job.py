@@ -170,6 +170,15 @@ def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:
     return record
 
 
+def is_finished(settings: RunSettings) -> bool:
+    """Returns whether the run folder holds a run of these settings and data that has come to its end."""
+    folder = Path(settings.output)
+    record = read_record(folder)
+    if record is None or not (folder / SUMMARY_FILE).exists():
+        return False
+    return not record.differences(identity_of(settings, prepare_job(settings).loader.manifest.content_hash))
+
+
 @contextmanager
 def job_status(job: Job) -> Iterator[None]:
     """Ends the job's MLflow run as what happens within: finished, failed or killed."""

@@ -53,8 +53,8 @@ class StageSettings(Settings):
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 1.0
     """Gradient norm above which gradients are scaled down."""
-    spike: Annotated[float, Field(gt=1)] = 3.0
-    """A loss this many times the usual one is written down with its samples (`spikes.jsonl`)."""
+    spike: Annotated[float, Field(gt=1)] = 1.5
+    """A loss this many times the highest of the last steps is noted with its samples (`spikes.jsonl`)."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass (non-reentrant)."""
     precision: Literal["bf16", "fp32"] = "bf16"

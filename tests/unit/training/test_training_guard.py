@@ -35,21 +35,21 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_samples(
     loss: float, norm: float, tmp_path: Path
 ) -> None:
     with pytest.raises(DivergedError, match=r"^step 7: .* Its samples: s0, s1, s2$") as caught:
-        Guard(new_engine("torch"), tmp_path, 3.0).judge(STEP, figures(loss, norm))
+        Guard(new_engine("torch"), tmp_path, 1.5).judge(STEP, figures(loss, norm))
     assert caught.value.sample_ids == ("s0", "s1", "s2")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_a_jump_of_the_loss_is_written_down_with_its_samples(tmp_path: Path) -> None:
-    guard = Guard(new_engine("torch"), tmp_path, 3.0)
-    for loss in [9.0, *[2.0] * 10, 5.9]:  # the first steps teach what is usual
+    guard = Guard(new_engine("torch"), tmp_path, 1.5)
+    for loss in [9.0, 13.0, *[2.0] * 49, 2.9]:  # the first steps teach what is usual; it is forgotten after fifty
         guard.judge(STEP, figures(loss))
     assert not (tmp_path / "spikes.jsonl").exists()
 
     guard.judge(STEP, figures(6.1))
 
     (spike,) = map(json.loads, (tmp_path / "spikes.jsonl").read_text().splitlines())
-    assert spike == {"step": 7, "loss": 6.1, "usual": 2.0, "samples": ["s0", "s1", "s2"]}
+    assert spike == {"step": 7, "loss": 6.1, "highest": 2.9, "samples": ["s0", "s1", "s2"]}
 
 
 def test_the_checkpoint_before_a_diverged_step_is_kept(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""From a job's command line to its run: on Ray, in one plain process, or only its plan."""
+
+from __future__ import annotations
+
+from valley.command import parse_command, run_command
+from valley.training.settings import RunSettings
+from valley.training.two_stages import TwoStages, run_two_stages
+
+
+def launch_stage(description: str) -> int:
+    """Runs the training stage that the command line describes.
+
+    Args:
+        description: what the job does, for `--help`.
+
+    Returns:
+        The exit status of the job.
+    """
+
+    def job() -> None:
+        command = parse_command(RunSettings, description)
+        _say(plan(command.settings) if command.dry_run else train(command.settings))
+
+    return run_command(job)
+
+
+def launch_two_stages(description: str) -> int:
+    """Runs both training stages, the second from what the first has made; see `launch_stage`."""
+
+    def job() -> None:
+        command = parse_command(TwoStages, description)
+        settings = command.settings
+        if command.dry_run:
+            _say(f"STAGE 1\n{plan(settings.pretrain)}")
+            _say(f"STAGE 2, of a model like that of stage 1\n{plan(settings.planned_finetune)}")
+        else:
+            _say(run_two_stages(settings, train))
+
+    return run_command(job)
+
+
+def train(settings: RunSettings) -> str:
+    """Runs one training stage where its settings say; returns its summary as text.
+
+    Raises:
+        ValleyError: settings, data, model, storage or cluster cannot be used.
+    """
+    if settings.cluster.num_workers == 0:
+        from valley.training.run import run_plain
+
+        return run_plain(settings)
+    from valley.distributed.train import run_on_ray
+
+    return run_on_ray(settings)
+
+
+def plan(settings: RunSettings) -> str:
+    """Returns what a stage is going to do, from metadata alone.
+
+    Raises:
+        ValleyError: settings, data or model cannot be used.
+    """
+    from valley.training.plan import plan_run
+
+    return str(plan_run(settings))
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 - the last word of a job
