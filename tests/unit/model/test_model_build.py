@@ -210,7 +210,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     ("changes", "reason"),
     [
         ({"llm": {"name": "/no/such/folder"}}, "model.llm.name"),
-        ({"temporal": "v9"}, "no module is called 'v9'; known: v1, v2, v3, v3_table"),
+        ({"temporal": "v9"}, "no module is called 'v9'; known: v1, v2, v3"),
         ({"template": "vicuna"}, "no template is called 'vicuna'"),
         ({"path": "/no/such/folder"}, "model.path: no Valley model can be loaded from /no/such/folder"),
     ],
