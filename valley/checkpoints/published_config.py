@@ -224,7 +224,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         for path in _tokenizer_files(folder):
             shutil.copy(path, alone)
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(alone, local_files_only=True)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(alone)
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             hint = "; a bare tokenizer.model needs the package sentencepiece (pip install 'valley[published]')"
             raise CheckpointError(

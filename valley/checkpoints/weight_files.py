@@ -16,7 +16,7 @@ from torch import Tensor
 
 from valley.errors import CheckpointError
 
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 2 << 30
 """Size of the shards that are written."""
 
 _PATTERNS = ("model*.safetensors", "pytorch_model*.bin", "mm_projector*.bin")

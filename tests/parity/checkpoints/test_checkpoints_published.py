@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from published_makers import (
     frames,
     make_llm,
     make_published,
+    prefixed,
     write_bins,
     write_folder,
 )
@@ -128,6 +130,12 @@ def test_weights_of_pre_training_are_put_on_a_base_model_and_a_clip_tower(file: 
     (source / "model.safetensors").unlink()
     torch.save(made.visual_tensors(), source / file)
     made.clip.save_pretrained(tmp_path / "clip")
+    if file == "mm_projector.bin":  # and a whole CLIP model, of which only the half that looks is needed
+        other_half = {"text_model.final_layer_norm.weight": torch.ones(3), "logit_scale": torch.tensor(2.0)}
+        other_half["visual_projection.weight"] = torch.ones(8, 32)
+        save_file(prefixed("vision_model.", made.clip) | other_half, tmp_path / "clip" / "model.safetensors")
+        whole = {"model_type": "clip", "vision_config": made.clip.config.to_dict()}
+        (tmp_path / "clip" / "config.json").write_text(json.dumps(whole))
 
     convert_published(source, tmp_path / "target", tmp_path / "base", vision=tmp_path / "clip")
 

@@ -69,7 +69,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, mon
     torch.save({"a": Trap()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="cannot be read as weights alone"):
         WeightFiles(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Trap()}))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Trap()}, protocol=2))
     with pytest.raises(CheckpointError, match="cannot be read as weights alone"):
         WeightFiles(tmp_path)
     assert not (tmp_path / "sprung").exists()
