@@ -67,9 +67,19 @@ def build_model(
             parameter.data = parameter.data.to(dtype)
         load_pretrained(model.vision_tower, model.config.vision_config)
         _start_added_tokens(model, len(processor.tokenizer))
-    _set_generation(model, processor)
+    model.generation_config = generation_config(processor)
     model.eval()  # type: ignore[no-untyped-call]  # transformers
     return model
+
+
+def generation_config(processor: ValleyProcessor) -> GenerationConfig:
+    """Returns when a model of this processor stops, what it pads with, and that it never writes the added tokens."""
+    return GenerationConfig(
+        eos_token_id=processor.stop_token_ids,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        bos_token_id=processor.tokenizer.bos_token_id,
+        suppress_tokens=processor.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)),
+    )
 
 
 def load_language_model(settings: LLMSettings, *, vocab_size: int, dtype: torch.dtype) -> PreTrainedModel:
@@ -144,12 +154,3 @@ def _start_added_tokens(model: ValleyForConditionalGeneration, num_tokens: int) 
             rows[num_old:num_tokens] = rows[:num_old].float().mean(0).to(rows.dtype)
     # Through the embedding, not out of its weight: some backbones scale what they look up.
     model.added_tokens.weight.copy_(embedding(torch.tensor(added, device=embedding.weight.device)))
-
-
-def _set_generation(model: ValleyForConditionalGeneration, processor: ValleyProcessor) -> None:
-    model.generation_config = GenerationConfig(
-        eos_token_id=processor.stop_token_ids,
-        pad_token_id=processor.tokenizer.pad_token_id,
-        bos_token_id=processor.tokenizer.bos_token_id,
-        suppress_tokens=model.config.added_token_ids,
-    )

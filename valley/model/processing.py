@@ -67,6 +67,7 @@ class ValleyProcessor(ProcessorMixin):
         num_patches: patch tokens P of one video or image.
         sampling: which frames of a clip the model was trained on.
         source_sampling: where that differed, by the name of the data source.
+        stop_strings: what ends an answer besides `stop_token_ids`, for weights that never learned to write EOS.
         chat_template: what a saved folder holds; only compared with the template's own.
 
     Raises:
@@ -82,6 +83,7 @@ class ValleyProcessor(ProcessorMixin):
         num_patches: int = 256,
         sampling: Sampling | Mapping[str, Any] | None = None,
         source_sampling: Mapping[str, Sampling | Mapping[str, Any]] | None = None,
+        stop_strings: Sequence[str] = (),
         chat_template: str | None = None,
     ) -> None:
         self.template = template
@@ -89,6 +91,7 @@ class ValleyProcessor(ProcessorMixin):
         self.num_patches = num_patches
         self.sampling = Sampling.model_validate(sampling or {})
         self.source_sampling = {name: Sampling.model_validate(value) for name, value in (source_sampling or {}).items()}
+        self.stop_strings = list(stop_strings)
         self._template = find_template(template)
         self._segments = SegmentTokenizer(tokenizer, self._template, num_patches)
         rendered = self._template.jinja(bos=self._segments.bos, system=self._system)
@@ -123,6 +126,14 @@ class ValleyProcessor(ProcessorMixin):
             marks.append(self._template.end)
         ids: list[int] = self.tokenizer.convert_tokens_to_ids(marks)
         return ids
+
+    @property
+    def stopping(self) -> dict[str, Any]:
+        """Further arguments of `generate` that make it stop at `stop_strings`; empty where there are none.
+
+        They are not in the generation configuration: there, `generate` would fail whenever no tokenizer is handed over.
+        """
+        return {"stop_strings": self.stop_strings, "tokenizer": self.tokenizer} if self.stop_strings else {}
 
     @property
     def _system(self) -> str:
@@ -335,6 +346,7 @@ class ValleyProcessor(ProcessorMixin):
             "num_patches": self.num_patches,
             "sampling": self.sampling.model_dump(mode="json"),
             "source_sampling": {name: value.model_dump(mode="json") for name, value in self.source_sampling.items()},
+            "stop_strings": self.stop_strings,
             "video_processor": self.video_processor.to_dict(),
         }
 

@@ -212,6 +212,7 @@ def _answer(engine: Engine, processor: ValleyProcessor, prompt: Prompt, step: in
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=MAX_ANSWER_TOKENS,
         do_sample=False,
+        **processor.stopping,
         **(media if num_media else {}),
     )
     truth, answer = processor.post_process_image_text_to_text(

@@ -128,3 +128,24 @@ def test_v1_in_bfloat16_rounds_once_not_at_every_frame() -> None:
     patches[0, 0] = 256.0  # 256 + 1 is 256 in bfloat16: a running sum in bfloat16 would lose the other 39
     mean = TEMPORAL["v1"](dim=1, num_patches=1)(patches, torch.ones(1, 40, dtype=torch.bool))
     assert mean.item() == torch.tensor((256 + 39) / 40, dtype=torch.bfloat16).item()
+
+
+def test_v3_table_is_v3_until_its_table_holds_something_else() -> None:
+    module = build("v3_table")
+    clip = clip_of(7)
+
+    def run(patches: np.ndarray) -> np.ndarray:
+        mask = torch.ones(1, len(patches), dtype=torch.bool)
+        with torch.no_grad():
+            return module(torch.from_numpy(patches)[None], mask)[0].numpy()
+
+    np.testing.assert_allclose(run(clip), v3(clip, weights_of(module)), rtol=1e-5, atol=1e-5)  # a table in float32
+    shift = np.random.default_rng(0).normal(size=(7, DIM))
+    before = module.position_table.clone()
+    module.position_table[:7] = torch.from_numpy(shift) + before[:7]
+    moved = run(clip)
+    module.position_table.copy_(before)
+    mean_of_shift = shift.mean(0)  # the mean is taken of the patches without positions
+    np.testing.assert_allclose(moved, run(clip + shift[:, None]) - mean_of_shift, rtol=1e-9, atol=1e-10)
+    with pytest.raises(ValueError, match="2049 frames, but the table of positions ends after 2048"):
+        module.positions(2049)

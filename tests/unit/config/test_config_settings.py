@@ -85,7 +85,7 @@ def test_all_problems_are_reported_at_once_with_path_and_choices() -> None:
         )
     problems = caught.value.problems
     assert len(problems) == 8
-    assert "model.temporal: no such temporal module; known: v1, v2, v3, found 'v9'" in problems
+    assert "model.temporal: no such temporal module; known: v1, v2, v3, v3_table, found 'v9'" in problems
     assert any("train.learning_rat: unknown setting; did you mean learning_rate?" in line for line in problems)
     assert any("engine.name" in line and "'deepspeed' or 'torch'" in line for line in problems)
     assert any("data.sources.0.wieght" in line and "known here: path, root" in line for line in problems)

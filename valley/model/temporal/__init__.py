@@ -8,6 +8,7 @@ To add a module, write its file here and its line in `TEMPORAL`.
 from torch import nn
 
 from valley.model.temporal.mean import TemporalMean
+from valley.model.temporal.table import TableTransformer
 from valley.model.temporal.transformer import TemporalTransformer
 from valley.model.temporal.weighted import TemporalWeighting
 
@@ -15,5 +16,6 @@ TEMPORAL: dict[str, type[nn.Module]] = {
     "v1": TemporalMean,
     "v2": TemporalWeighting,
     "v3": TemporalTransformer,
+    "v3_table": TableTransformer,
 }
 """Name in the settings -> class, built as `TEMPORAL[name](dim=D, num_patches=P)`."""

@@ -30,6 +30,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(self, dim: int, num_patches: int) -> None:
         super().__init__()
+        self.dim = dim
         heads = next(heads for heads in range(MAX_HEADS, 0, -1) if dim % heads == 0)
         self.layer = nn.TransformerEncoderLayer(dim, heads, FEED_FORWARD, dropout=0.0, batch_first=True)
 
@@ -37,13 +38,17 @@ class TemporalTransformer(nn.Module):
         """Returns the encoder's state at each clip's last frame, plus the mean over its frames."""
         batch, num_frames, num_patches, dim = patches.shape
         present = patches.masked_fill(~frame_mask[:, :, None, None], 0)
-        encoding = sinusoids(num_frames, dim).to(patches)
+        encoding = self.positions(num_frames).to(patches)
         states = (present + encoding[:, None, :]).transpose(1, 2).reshape(batch * num_patches, num_frames, dim)
         absent = (~frame_mask).repeat_interleave(num_patches, dim=0)
         last = (frame_mask.sum(1) - 1).repeat_interleave(num_patches)
         rows = torch.arange(len(states), device=states.device)
         encoded = self._encode(states[rows, last].unsqueeze(1), states, absent)
         return encoded.view(batch, num_patches, dim) + masked_mean(patches, frame_mask)
+
+    def positions(self, num_frames: int) -> Float[Tensor, "T D"]:
+        """Returns what is added to the patches of each frame: `PE`."""
+        return sinusoids(num_frames, self.dim)
 
     def _encode(
         self, query: Float[Tensor, "N 1 D"], states: Float[Tensor, "N T D"], absent: Bool[Tensor, "N T"]
