@@ -55,7 +55,9 @@ class Guard:
             "step %d: the loss jumped to %.4f; the highest of the last steps was %.4f", step.index + 1, loss, highest
         )
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step.index + 1, "loss": loss, "highest": highest, "samples": samples}) + "\n")
+            file.write(
+                json.dumps({"step": step.index + 1, "loss": loss, "highest": highest, "samples": samples}) + "\n"
+            )
 
     def _samples(self, step: Step) -> list[str]:
         """The ids of the global batch, without rows of weight 0."""

@@ -52,7 +52,10 @@ class TwoStages(Settings):
     def _in_place(self, stage: RunSettings, name: str) -> RunSettings:
         """A stage in its folder, tracked beside the folder of both."""
         whole = stage.model_copy(update={"output": self.output})
-        tracking = {"uri": tracking_uri(whole), "run_name": stage.tracking.run_name or f"{Path(self.output).name} {name}"}
+        tracking = {
+            "uri": tracking_uri(whole),
+            "run_name": stage.tracking.run_name or f"{Path(self.output).name} {name}",
+        }
         return stage.model_copy(
             update={
                 "output": str(Path(self.output) / name),
