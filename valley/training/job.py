@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 ANSWERS_FILE = "answers.json"
 SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
+MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 _SLOTS_LOOKED_AT = 64
 
 
@@ -144,8 +146,9 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
     for stale in (ANSWERS_FILE, METRICS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
         (job.folder / stale).unlink(missing_ok=True)
-    if aside := store.set_aside(job.checkpoints):
-        logger.warning("checkpoints of an earlier run were moved to %s", aside)
+    for earlier in (job.checkpoints, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
+        if aside := store.set_aside(earlier):
+            logger.warning("what an earlier run made was moved to %s", aside)
     write_record(job.folder, RunRecord(identity, job.mlflow))
     return job
 

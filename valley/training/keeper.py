@@ -18,13 +18,10 @@ from valley.model.lora import merge_lora, save_adapter
 from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
 from valley.model.settings import LoRASettings
 from valley.training.engines import Engine
-from valley.training.job import Job
+from valley.training.job import ADAPTER_FOLDER, MODEL_FOLDER, Job
 from valley.training.loop import FitResult
 from valley.training.settings import RunSettings
 from valley.training.stage import ParameterGroup, compute_dtype
-
-MODEL_FOLDER = "model"
-ADAPTER_FOLDER = "adapter"
 
 
 class Keeper:

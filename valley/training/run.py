@@ -238,7 +238,8 @@ def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: T
         model=model,
         checkpoint=keeper.newest,
         best_checkpoint=best.path if best else None,
-        num_rejected=len(ledger),
+        rejects=ledger.rejects,
+        rejects_table=ledger.path,
         mlflow=job.mlflow,
     )
     artifacts = [folder / CURVE_FILE, write_summary(folder, summary)]
