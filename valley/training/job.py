@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from valley.checkpoints import store
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
-from valley.data.manifest import Manifest, build_manifest
+from valley.data.manifest import Manifest, build_manifest, differing_sampling
 from valley.data.order import EpochOrder
 from valley.data.rejects import KnownRejects, Reject, RejectBudget
 from valley.data.settings import SourceSettings
@@ -96,7 +96,7 @@ def prepare_job(settings: RunSettings) -> Job:
     manifest = _manifest(settings, data.sources, "data.sources")
     RejectBudget(data.max_rejected, data.rejects_grace).add(len(manifest), manifest.rejects())
     # Serving must sample as training did, so the processor that is saved knows what differed from source to source.
-    processor.source_sampling = {s.name: s.sampling for s in manifest.sources if s.sampling != data.sampling}
+    processor.source_sampling = differing_sampling(data.sources, data.sampling)
     rows, held_out_rows = _split(manifest, settings)
     weights = [source.weight for source in data.sources]
     loader = _loader(manifest, processor, settings, weights, settings.train.global_batch, rows)
