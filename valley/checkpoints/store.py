@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 HASHES = "hashes.json"
+WEIGHTS_FILE = "weights.safetensors"
+"""What trains, whole, by its names in the model; rank 0 writes it."""
 FORMAT = 1
 _PREFIX = "step-"
 _CHUNK_BYTES = 1 << 22

@@ -16,13 +16,14 @@ from jaxtyping import Int64
 from valley.checkpoints import store
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
-from valley.data.manifest import Manifest, build_manifest
+from valley.data.manifest import Manifest, build_manifest, differing_sampling
 from valley.data.order import EpochOrder
 from valley.data.rejects import KnownRejects, Reject, RejectBudget
 from valley.data.settings import SourceSettings
 from valley.data.split import split_rows
 from valley.errors import RejectLimitError, SettingsError
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
+from valley.model.saved import MODEL_FOLDER
 from valley.training.ledger import REJECTS_FILE
 from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
 from valley.training.record import RunRecord, identity_of, read_record, write_record
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 ANSWERS_FILE = "answers.json"
 SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
-MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 _SLOTS_LOOKED_AT = 64
 
@@ -98,7 +98,7 @@ def prepare_job(settings: RunSettings) -> Job:
     manifest = _manifest(settings, data.sources, "data.sources")
     RejectBudget(data.max_rejected, data.rejects_grace).add(len(manifest), manifest.rejects())
     # Serving must sample as training did, so the processor that is saved knows what differed from source to source.
-    processor.source_sampling = {s.name: s.sampling for s in manifest.sources if s.sampling != data.sampling}
+    processor.source_sampling = differing_sampling(data.sources, data.sampling)
     rows, held_out_rows = _split(manifest, settings)
     weights = [source.weight for source in data.sources]
     loader = _loader(manifest, processor, settings, weights, settings.train.global_batch, rows)

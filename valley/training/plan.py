@@ -28,6 +28,7 @@ from valley.model.configuration import ValleyConfig
 from valley.model.lora import add_lora
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor
+from valley.model.saved import saved_folder
 from valley.training.job import prepare_job
 from valley.training.settings import RunSettings
 from valley.training.stage import ModuleRow, format_table, prepare, what_trains
@@ -178,7 +179,7 @@ def _lay_out(settings: RunSettings) -> ValleyForConditionalGeneration:
     """The model on the meta device: shapes and dtypes, nothing else."""
     with torch.device("meta"):
         if settings.model.path is not None:
-            return ValleyForConditionalGeneration(ValleyConfig.from_pretrained(settings.model.path))
+            return ValleyForConditionalGeneration(ValleyConfig.from_pretrained(saved_folder(settings.model.path)))
         vision = settings.model.vision.model_copy(update={"pretrained": None})
         llm = settings.model.llm.model_copy(update={"random_weights": True})
         return build_model(settings.model.model_copy(update={"vision": vision, "llm": llm}), seed=settings.seed)

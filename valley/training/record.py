@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from valley.checkpoints.store import write_json
+from valley.model.saved import saved_folder
 from valley.training.mlflow_tracker import MlflowRun
 from valley.training.settings import RunSettings
 from valley.training.tracking import flatten
@@ -104,7 +105,7 @@ def identity_of(settings: RunSettings, data_hash: str) -> dict[str, str]:
 
 def _fingerprint(path: str | None) -> str:
     """The files of a saved model, by their sizes and times."""
-    files = sorted(Path(path).glob("*")) if path else []
+    files = sorted(Path(saved_folder(path)).glob("*")) if path else []
     told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if told else "none"
 
