@@ -74,7 +74,9 @@ def consumed(log: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(
-    ("engine", "every_steps"), [("torch", 3), ("torch", STEPS_PER_EPOCH), ("deepspeed", 3)], ids=str
+    ("engine", "every_steps"),
+    [("torch", 3), ("torch", STEPS_PER_EPOCH), pytest.param("deepspeed", 3, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_killed_and_started_again_a_run_ends_in_the_same_bits(engine: str, every_steps: int, tmp_path: Path) -> None:
     changes = {"engine": {"name": engine, "overlap_comm": False}, "checkpoint": {"every_steps": every_steps}}
