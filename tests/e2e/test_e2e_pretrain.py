@@ -96,7 +96,9 @@ print("new tokens:", generated.shape[1] - inputs["input_ids"].shape[1])
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_workers_on_ray_with_deepspeed_give_the_plain_runs_losses(clips: Path, plain_run: RunSettings) -> None:
-    settings = settings_of(clips, "ray", "cluster.num_workers=2", "cluster.cpus_per_worker=0.5", "train.epochs=3")
+    settings = settings_of(
+        clips, "ray", "cluster.num_workers=2", "cluster.cpus_per_worker=0.5", "cluster.max_decoders=2", "train.epochs=3"
+    )
     run_on_ray(settings)
     plain = read_curve(Path(plain_run.output) / "metrics.jsonl", "train/loss")
     ray = read_curve(Path(settings.output) / "metrics.jsonl", "train/loss")
@@ -120,7 +122,13 @@ def kill_a_worker(curves: Path, step: int) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(clips: Path, plain_run: RunSettings) -> None:
-    words = ["cluster.num_workers=[1,2]", "cluster.cpus_per_worker=0.5", "train.epochs=3", "checkpoint.every_steps=2"]
+    words = [
+        "cluster.num_workers=[1,2]",
+        "cluster.cpus_per_worker=0.5",
+        "cluster.max_decoders=2",
+        "train.epochs=3",
+        "checkpoint.every_steps=2",
+    ]
     settings = settings_of(clips, "killed", *words)
     curves = Path(settings.output) / "metrics.jsonl"
     killer = threading.Thread(target=kill_a_worker, args=(curves, 3))
@@ -145,7 +153,9 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(clips: Path, plain_r
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_every_worker_runs_into_is_not_tried_again(bad_folder: Path) -> None:
     words = ["data.rejects_grace=3", "data.validation.fraction=0", "tracking.enabled=false"]
-    settings = settings_of(bad_folder, "refused", "cluster.num_workers=1", "cluster.cpus_per_worker=0.5", *words)
+    settings = settings_of(
+        bad_folder, "refused", "cluster.num_workers=1", "cluster.cpus_per_worker=0.5", "cluster.max_decoders=1", *words
+    )
     with pytest.raises(RejectLimitError, match=r"data.max_rejected allows \(5.0%\)"):
         run_on_ray(settings)
     record = read_record(Path(settings.output))
@@ -178,7 +188,14 @@ def test_the_job_names_bad_files_with_their_reasons_and_goes_on(bad_folder: Path
     secret, output = bad_folder / "secret.mp4", bad_folder / "run"
     before = secret.stat().st_atime_ns
 
-    run_job(bad_folder, f"output={output}", "cluster.num_workers=1", "cluster.max_decoders=1", "train.epochs=2")
+    run_job(
+        bad_folder,
+        f"output={output}",
+        "cluster.num_workers=1",
+        "cluster.cpus_per_worker=0.5",
+        "cluster.max_decoders=1",
+        "train.epochs=2",
+    )
 
     rejects = pq.read_table(output / "rejects.parquet").to_pylist()
     errors = {Path(row["path"]).stem: row["error"] for row in rejects}
