@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from valley.errors import ModelError
 from valley.model.configuration import ValleyVisionConfig
+from valley.model.miniatures import TOWERS
 from valley.model.settings import VisionSettings
-from valley.model.tiny import TINY_TOWER
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_pretrained(tower: VisionTower, config: ValleyVisionConfig) -> None:
         ModelError: weights that are there but do not fit.
     """
     if config.pretrained is None:
-        if config.name != "tiny":
+        if config.name not in TOWERS:
             logger.warning("THE VISION TOWER %s IS RANDOM: no pretrained weights are asked for.", config.name)
         return
     import open_clip
@@ -104,7 +104,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: ValleyVisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual: Any = _build_visual(config.tower or TINY_TOWER, config.name)
+        self.visual: Any = _build_visual(config.tower or TOWERS["tiny"], config.name)
         self.requires_grad_(False)
         super().train(False)
 
@@ -185,13 +185,13 @@ class Standardisation(nn.Module):
 
 
 def _describe(name: str) -> dict[str, Any]:
-    if name == "tiny":
-        return TINY_TOWER
+    if name in TOWERS:
+        return TOWERS[name]
     import open_clip
 
     tower: dict[str, Any] | None = open_clip.get_model_config(name)
     if tower is None:
-        close = ", ".join(difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=5, cutoff=0.4))
+        close = ", ".join(difflib.get_close_matches(name, [*open_clip.list_models(), *TOWERS], n=5, cutoff=0.4))
         raise ModelError(f"model.vision.name: open_clip has no model {name!r}; close to it: {close or 'nothing'}")
     return tower
 

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 ANSWERS_FILE = "answers.json"
 SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
+STANDARDISATION_FILE = "standardisation.json"
 _SLOTS_LOOKED_AT = 64
 
 
@@ -142,7 +143,7 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
-    for stale in (ANSWERS_FILE, METRICS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
+    for stale in (ANSWERS_FILE, METRICS_FILE, STANDARDISATION_FILE, SUMMARY_FILE):  # an earlier run's, not this one's
         (job.folder / stale).unlink(missing_ok=True)
     if aside := store.set_aside(job.checkpoints):
         logger.warning("checkpoints of an earlier run were moved to %s", aside)

@@ -15,6 +15,7 @@ from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
 from valley.checkpoints.writer import Writer
 from valley.model.lora import merge_lora, save_adapter
+from valley.model.miniatures import LLMS
 from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
 from valley.model.settings import LoRASettings
 from valley.training.engines import Engine
@@ -133,7 +134,7 @@ def name_frozen_parts(
     trained = {group.module for group in groups}
     vision, llm = model.config.vision_config, settings.model.llm
     new = f"random, seed {settings.seed}"
-    llm_weights = new if llm.name == "tiny" or llm.random_weights else llm.gguf_file or ""
+    llm_weights = new if llm.name in LLMS or llm.random_weights else llm.gguf_file or ""
     sources = {"vision": f"{vision.name} {vision.pretrained or new}", "llm": f"{llm.name} {llm_weights}".strip()}
     return {
         part: name_frozen(settings.model.path or sources.get(part, new), parameters.items())
