@@ -105,7 +105,7 @@ def test_a_malformed_override_says_what_is_wrong(words: list[str], message: str)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="presets are smol, tiny, valley-13b, valley-7b"):
+    with pytest.raises(SettingsError, match="presets are scenes, smol, tiny, valley-13b, valley-7b"):
         read_config("huge")
 
 
