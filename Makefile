@@ -58,7 +58,7 @@ test-slow: venv ## the tests that take longer
 cluster: venv ## start a Ray cluster on this machine (token authentication on)
 	cluster/local.sh start
 
-cluster-stop: venv ## stop it
+cluster-stop: venv ## stop it, and every other Ray process of yours on this machine
 	cluster/local.sh stop
 
 mlflow: venv ## open the tracking page on http://127.0.0.1:5000

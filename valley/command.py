@@ -43,7 +43,13 @@ def parse_command(model: type[S], description: str, argv: Sequence[str] | None =
     parser.add_argument("--dry-run", action="store_true", help="print the plan, from metadata alone, and stop")
     arguments, words = parser.parse_known_args(argv)
     if wrong := [word for word in words if word.startswith("--")]:
-        raise SettingsError([f"{word}: unknown option; settings are given as key=value" for word in wrong])
+        words = [word for word in words if word not in wrong]
+        problems = [f"{word}: unknown option; settings are given as key=value{_meant(word)}" for word in wrong]
+        try:
+            load_settings(model, arguments.config, words)
+        except SettingsError as error:
+            problems += error.problems
+        raise SettingsError(problems)
     return Command(load_settings(model, arguments.config, words), arguments.dry_run)
 
 
@@ -64,6 +70,10 @@ def run_command(job: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)  # noqa: T201
         return 130
     return 0
+
+
+def _meant(word: str) -> str:
+    return f": did you mean {word.lstrip('-')}?" if "=" in word else ""
 
 
 def _settings_table(model: type[Settings]) -> str:

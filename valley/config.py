@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ def load_settings(model: type[S], config: str | None, overrides: Sequence[str] =
     try:
         settings = model.model_validate(tree)
     except ValidationError as error:
-        problems += [_explain(model, detail) for detail in error.errors()]
+        problems += _explain(model, error.errors())
     if problems:
         raise SettingsError(problems)
     return settings
@@ -201,20 +202,31 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
-    location = [str(part) for part in detail["loc"]]
-    path = ".".join(location)
+def _explain(model: type[BaseModel], details: Sequence[ErrorDetails]) -> list[str]:
+    """One line a setting; where it may be one of several things, what each of them asks for."""
+    reasons: dict[str, list[str]] = {}
+    for detail in details:
+        location = [str(part) for part in detail["loc"] if not _KIND.search(str(part))]
+        reasons.setdefault(".".join(location), []).append(_reason(model, location, detail))
+    return [f"{path}: {' or '.join(some)}" for path, some in reasons.items()]
+
+
+_KIND = re.compile(r"\[|-|^(int|float|str|bool|list|tuple|dict)$")
+"""In what pydantic puts into a location for the kinds that a value may be of, and no setting has in its name."""
+
+
+def _reason(model: type[BaseModel], location: Sequence[str], detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
         known = list(owner.model_fields) if owner else []
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        return f"{path}: unknown setting; {hint}known here: {', '.join(known)}"
+        return f"unknown setting; {hint}known here: {', '.join(known)}"
     if detail["type"] == "missing":
-        return f"{path}: required"
+        return "required"
     reason = detail["msg"].removeprefix("Value error, ")
     found = "" if isinstance(detail["input"], dict | BaseModel) else f", found {detail['input']!r}"
-    return f"{path}: {reason[0].lower()}{reason[1:]}{found}"
+    return f"{reason[0].lower()}{reason[1:]}{found}"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:

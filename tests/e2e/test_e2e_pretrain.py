@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -15,6 +18,7 @@ from mlflow import MlflowClient
 from valley.config import load_settings
 from valley.distributed.train import run_on_ray
 from valley.errors import RejectLimitError
+from valley.training.record import read_record
 from valley.training.run import run_plain
 from valley.training.settings import RunSettings
 from valley.training.tracking import read_curve
@@ -99,6 +103,54 @@ def test_two_workers_on_ray_with_deepspeed_give_the_plain_runs_losses(clips: Pat
     assert list(ray) == list(plain)
     assert list(ray.values()) == pytest.approx(list(plain.values()), abs=1e-3)
     assert summary_of(settings)["samples"] == summary_of(plain_run)["samples"]
+
+
+def kill_a_worker(curves: Path, step: int) -> None:
+    """Kills a training worker, with no chance to tidy up, once so many steps are taken."""
+    give_up_s = time.monotonic() + 240
+    while not curves.exists() or len(read_curve(curves, "train/loss")) < step:
+        if time.monotonic() > give_up_s:
+            return
+        time.sleep(0.01)
+    ours = psutil.Process().children(recursive=True)
+    next(process for process in ours if "RayTrainWorker" in process.name() + " ".join(process.cmdline())).kill()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(clips: Path, plain_run: RunSettings) -> None:
+    words = ["cluster.num_workers=[1,2]", "cluster.cpus_per_worker=0.5", "train.epochs=3", "checkpoint.every_steps=2"]
+    settings = settings_of(clips, "killed", *words)
+    curves = Path(settings.output) / "metrics.jsonl"
+    killer = threading.Thread(target=kill_a_worker, args=(curves, 3))
+    killer.start()
+    run_on_ray(settings)
+    killer.join()
+
+    record = read_record(Path(settings.output))
+    assert record is not None
+    first, second = record.starts
+    assert first.step == 0
+    assert second.step >= 2
+    plain = read_curve(Path(plain_run.output) / "metrics.jsonl", "train/loss")
+    assert list(read_curve(curves, "train/loss").values()) == pytest.approx(list(plain.values()), abs=1e-3)
+    history = MlflowClient(f"sqlite:///{clips}/mlflow.db").get_metric_history(
+        summary_of(settings)["mlflow_run_id"], "run/restarts"
+    )
+    assert [point.value for point in history] == [0, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_every_worker_runs_into_is_not_tried_again(bad_folder: Path) -> None:
+    words = ["data.rejects_grace=3", "data.validation.fraction=0", "tracking.enabled=false"]
+    settings = settings_of(bad_folder, "refused", "cluster.num_workers=1", "cluster.cpus_per_worker=0.5", *words)
+    with pytest.raises(RejectLimitError, match=r"data.max_rejected allows \(5.0%\)"):
+        run_on_ray(settings)
+    record = read_record(Path(settings.output))
+    assert record is not None
+    assert len(record.starts) == 1
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 HASHES = "hashes.json"
+WEIGHTS_FILE = "weights.safetensors"
+"""What trains, whole, by its names in the model; rank 0 writes it."""
 FORMAT = 1
 _PREFIX = "step-"
 _CHUNK_BYTES = 1 << 22
@@ -200,17 +202,20 @@ def prune(root: Path, keep_last: int) -> list[Path]:
     return doomed
 
 
-def set_aside(root: Path) -> Path | None:
-    """Moves the checkpoints of an earlier run out of the way, over those that were moved before.
+def set_aside(folder: Path) -> Path | None:
+    """Moves what an earlier run made out of the way, over what was moved before.
+
+    Args:
+        folder: its checkpoints, or its model.
 
     Returns:
-        Where they are now; None when there were none.
+        Where it is now; None when there is nothing.
     """
-    if not any(True for _ in steps_on_disk(root)):
+    if not folder.is_dir() or not any(folder.iterdir()):
         return None
-    aside = root.with_name(f"{root.name}.previous")
+    aside = folder.with_name(f"{folder.name}.previous")
     shutil.rmtree(aside, ignore_errors=True)
-    root.rename(aside)
+    folder.rename(aside)
     return aside
 
 

@@ -204,6 +204,11 @@ def build_manifest(
     return Manifest(target)
 
 
+def differing_sampling(sources: Sequence[SourceSettings], sampling: Sampling) -> dict[str, Sampling]:
+    """Returns the sampling of the sources that have another one than `sampling`, by their names in tables."""
+    return {source.name: source.sampling for source in _plan(sources, sampling) if source.sampling != sampling}
+
+
 def _plan(sources: Sequence[SourceSettings], sampling: Sampling) -> list[ManifestSource]:
     plan: list[ManifestSource] = []
     for source in sources:

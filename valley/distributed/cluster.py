@@ -150,6 +150,8 @@ def connect(settings: ClusterSettings) -> None:
         if address:
             ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
         else:
+            # It makes itself a token; the warning about that tells how to switch the protection off.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             # With the dashboard: Ray Train watches its workers through it, and complains every second without.
             ray.init(address="local", log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as error:

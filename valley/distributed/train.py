@@ -49,6 +49,7 @@ def run_on_ray(settings: RunSettings) -> str:
     split = share_out(free_resources(), settings.cluster)
     logger.info("%s", split)
     job = open_job(job, num_nodes=num_nodes())
+    logger.info("starting %d training worker(s); this takes a while", split.num_workers)
     with job_status(job), _shown(job) as followed:
         _fit(job, split, followed=followed)
     return format_summary(read_summary(job.folder))
@@ -99,6 +100,8 @@ def _fit(job: Job, split: Split, *, followed: bool) -> None:
 def _work(config: dict[str, Any]) -> None:
     """One rank, in its own process."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # Ray Data tells its plan, and warns while its first decoders are still starting. Whether they fit is known.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     job, split = ray.get(config["job"]), config["split"]
     if not split.gpu:
         torch.set_num_threads(max(1, int(split.cpus_per_worker)))

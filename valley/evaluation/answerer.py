@@ -10,7 +10,7 @@ import torch
 from valley.errors import ModelError
 from valley.media.sampling import Sampling
 from valley.model.build import build_model
-from valley.model.processing import ValleyProcessor
+from valley.model.processing import load_saved_processor
 from valley.model.settings import ModelSettings
 from valley.model.video_processing import Framing
 
@@ -52,9 +52,9 @@ class ModelAnswerer:
 
     def __init__(self, path: str, *, device: torch.device, max_new_tokens: int) -> None:
         try:
-            self._processor: ValleyProcessor = ValleyProcessor.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model: no processor can be loaded from {path}: {error}") from error
+            self._processor = load_saved_processor(path)
+        except ModelError as error:
+            raise ModelError(f"model: {error}") from error
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model: Any = build_model(ModelSettings(path=path), seed=0, dtype=dtype)
         self._model = model.eval().to(device)

@@ -16,6 +16,7 @@ from valley.model.conversation import ADDED_TOKENS
 from valley.model.miniatures import LLMS, miniature_llm_config
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor, build_processor
+from valley.model.saved import saved_folder
 from valley.model.settings import LLMSettings, ModelSettings
 from valley.model.vision import load_pretrained, vision_config
 
@@ -44,7 +45,10 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if settings.path is not None:
-            return _load_saved(settings.path, attn_implementation=settings.llm.attention, dtype=dtype)
+            try:
+                return load_saved(settings.path, attn_implementation=settings.llm.attention, dtype=dtype)
+            except ModelError as error:
+                raise ModelError(f"model.path: {error}") from error
         processor = build_processor(settings, Sampling())
         tower = vision_config(settings.vision)
         language_model = load_language_model(settings.llm, vocab_size=len(processor.tokenizer), dtype=dtype)
@@ -123,11 +127,21 @@ def _without_quantization(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _load_saved(path: str, **options: Any) -> ValleyForConditionalGeneration:
+def load_saved(path: str, **options: Any) -> ValleyForConditionalGeneration:
+    """Loads a saved model, whole.
+
+    Args:
+        path: its folder, a run folder, or a name on a hub.
+        options: of Hugging Face's `from_pretrained`.
+
+    Raises:
+        ModelError: there is none, it cannot be read, or weights are missing.
+    """
+    folder = saved_folder(path)
     try:
-        model: ValleyForConditionalGeneration = _load_whole(ValleyForConditionalGeneration, path, **options)
+        model: ValleyForConditionalGeneration = _load_whole(ValleyForConditionalGeneration, folder, **options)
     except UNREADABLE as error:
-        raise ModelError(f"model.path: no Valley model can be loaded from {path}: {error}") from error
+        raise ModelError(f"no Valley model can be loaded from {folder}: {error}") from error
     return model
 
 

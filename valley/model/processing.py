@@ -26,6 +26,7 @@ from valley.model.conversation import (
     read_prompt,
     render,
 )
+from valley.model.saved import saved_folder
 from valley.model.settings import ModelSettings
 from valley.model.templates import SYSTEM, find_template
 from valley.model.tokenizer import SegmentTokenizer, load_tokenizer
@@ -134,6 +135,11 @@ class ValleyProcessor(ProcessorMixin):
         They are not in the generation configuration: there, `generate` would fail whenever no tokenizer is handed over.
         """
         return {"stop_strings": self.stop_strings, "tokenizer": self.tokenizer} if self.stop_strings else {}
+
+    @property
+    def end_marks(self) -> tuple[str, ...]:
+        """Texts that end an answer, where they are not special tokens."""
+        return (self._template.end, *self.stop_strings)
 
     @property
     def _system(self) -> str:
@@ -388,9 +394,9 @@ def build_processor(settings: ModelSettings, sampling: Sampling) -> ValleyProces
     """
     if settings.path is not None:
         try:
-            processor = ValleyProcessor.from_pretrained(settings.path)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model.path: no processor can be loaded from {settings.path}: {error}") from error
+            processor = load_saved_processor(settings.path)
+        except ModelError as error:
+            raise ModelError(f"model.path: {error}") from error
         processor.sampling = sampling
         return processor
     tower = vision_config(settings.vision)
@@ -408,6 +414,23 @@ def build_processor(settings: ModelSettings, sampling: Sampling) -> ValleyProces
         num_patches=tower.num_patches,
         sampling=sampling,
     )
+
+
+def load_saved_processor(path: str) -> ValleyProcessor:
+    """Loads a saved processor.
+
+    Args:
+        path: the folder of its model, a run folder, or a name on a hub.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    folder = saved_folder(path)
+    try:
+        processor: ValleyProcessor = ValleyProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no processor can be loaded from {folder}: {error}") from error
+    return processor
 
 
 def _learned(pair: tuple[int, int]) -> bool:

@@ -61,7 +61,7 @@ class ModelSettings(Settings):
     """What to build; `path` overrides all but the LLM's attention."""
 
     path: Location | None = None
-    """A saved Valley checkpoint to start from."""
+    """A saved Valley model to start from: its folder, or that of the run that made it."""
     vision: VisionSettings = VisionSettings()
     llm: LLMSettings = LLMSettings()
     temporal: str = "v1"

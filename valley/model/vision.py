@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, UInt8
@@ -157,6 +157,13 @@ class VisionTower(nn.Module):
         return torch.cat([trunk.forward_head(last, pre_logits=True).unsqueeze(1), patches], dim=1)
 
 
+class Moments(TypedDict):
+    """What each of the D channels is brought to zero mean and unit deviation with."""
+
+    mean: list[float]
+    std: list[float]
+
+
 class Standardisation(nn.Module):
     """Brings the tower's tokens to zero mean and unit deviation in each channel; the identity until it is set.
 
@@ -178,6 +185,12 @@ class Standardisation(nn.Module):
         """Makes it the identity."""
         nn.init.zeros_(self.mean)
         nn.init.ones_(self.std)
+
+    @torch.no_grad()
+    def set_moments(self, moments: Moments) -> None:
+        """Sets it to what was measured."""
+        self.mean.copy_(torch.tensor(moments["mean"]))
+        self.std.copy_(torch.tensor(moments["std"]))
 
     def forward(self, tokens: Float[Tensor, "F N D"]) -> Float[Tensor, "F N D"]:
         """Returns `(tokens - mean) / std`, in the precision of the tokens, computed in that of the buffers."""

@@ -14,15 +14,17 @@ import yaml
 from jaxtyping import Int64
 
 from valley.checkpoints import store
+from valley.checkpoints.standardisation import STANDARDISATION_FILE
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
-from valley.data.manifest import Manifest, build_manifest
+from valley.data.manifest import Manifest, build_manifest, differing_sampling
 from valley.data.order import EpochOrder
 from valley.data.rejects import KnownRejects, Reject, RejectBudget
 from valley.data.settings import SourceSettings
 from valley.data.split import split_rows
 from valley.errors import RejectLimitError, SettingsError
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
+from valley.model.saved import MODEL_FOLDER
 from valley.training.ledger import REJECTS_FILE
 from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
 from valley.training.record import RunRecord, identity_of, read_record, write_record
@@ -36,7 +38,7 @@ logger = logging.getLogger(__name__)
 ANSWERS_FILE = "answers.json"
 SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
-STANDARDISATION_FILE = "standardisation.json"
+ADAPTER_FOLDER = "adapter"
 _SLOTS_LOOKED_AT = 64
 
 
@@ -97,7 +99,7 @@ def prepare_job(settings: RunSettings) -> Job:
     manifest = _manifest(settings, data.sources, "data.sources")
     RejectBudget(data.max_rejected, data.rejects_grace).add(len(manifest), manifest.rejects())
     # Serving must sample as training did, so the processor that is saved knows what differed from source to source.
-    processor.source_sampling = {s.name: s.sampling for s in manifest.sources if s.sampling != data.sampling}
+    processor.source_sampling = differing_sampling(data.sources, data.sampling)
     rows, held_out_rows = _split(manifest, settings)
     weights = [source.weight for source in data.sources]
     loader = _loader(manifest, processor, settings, weights, settings.train.global_batch, rows)
@@ -145,8 +147,9 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
     for stale in (ANSWERS_FILE, METRICS_FILE, STANDARDISATION_FILE, SUMMARY_FILE):  # an earlier run's, not this one's
         (job.folder / stale).unlink(missing_ok=True)
-    if aside := store.set_aside(job.checkpoints):
-        logger.warning("checkpoints of an earlier run were moved to %s", aside)
+    for earlier in (job.checkpoints, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
+        if aside := store.set_aside(earlier):
+            logger.warning("what an earlier run made was moved to %s", aside)
     write_record(job.folder, RunRecord(identity, job.mlflow))
     return job
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ from transformers.utils import logging as hf_logging
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
+from valley.checkpoints.standardisation import read_moments
+from valley.checkpoints.versions import software_versions
 from valley.checkpoints.writer import Writer
 from valley.model.lora import merge_lora, save_adapter
 from valley.model.miniatures import LLMS
 from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
+from valley.model.saved import MODEL_FOLDER
 from valley.model.settings import LoRASettings
 from valley.training.engines import Engine
-from valley.training.job import Job
+from valley.training.job import ADAPTER_FOLDER, Job
 from valley.training.loop import FitResult
 from valley.training.settings import RunSettings
 from valley.training.stage import ParameterGroup, compute_dtype
-
-MODEL_FOLDER = "model"
-ADAPTER_FOLDER = "adapter"
 
 
 class Keeper:
@@ -118,9 +117,10 @@ class Keeper:
                 "data": job.loader.manifest.content_hash,
             },
             "frozen": {part: asdict(named) for part, named in self._frozen.items()},
+            "standardisation": read_moments(job.folder),
             "settings": job.settings.model_dump(mode="json"),
             "mlflow": asdict(job.mlflow) if job.mlflow else None,
-            "versions": {name: version(name) for name in ("valley", "torch", "transformers")},
+            "versions": software_versions(),
         }
 
 

@@ -42,8 +42,10 @@ class Ledger:
             self._budget.add(num_used, earlier)
             self._add(earlier)
 
-    def __len__(self) -> int:
-        return len(self._rejects)
+    @property
+    def rejects(self) -> list[Reject]:
+        """What this run could not use."""
+        return list(self._rejects.values())
 
     def _add(self, rejects: Iterable[Reject]) -> None:
         """A sample is listed once for each file of it, however often it is met."""
@@ -93,5 +95,4 @@ class Ledger:
     def write(self) -> None:
         """Writes the table, on rank 0; files that an earlier run rejected and this one did not meet stay in it."""
         if self._engine.rank == 0:
-            own = list(self._rejects.values())
-            write_rejects([*self._known.unvisited(own), *own], self.path, policy=self._policy)
+            write_rejects([*self._known.unvisited(self.rejects), *self.rejects], self.path, policy=self._policy)

@@ -100,7 +100,10 @@ class Figures:
 
 @dataclass
 class Totals:
-    """Sums over the steps of a run."""
+    """Sums over the steps of a run.
+
+    Speeds are those of the later steps: the first one waits for the decoders to start.
+    """
 
     num_steps: int = 0
     num_samples: int = 0
@@ -110,18 +113,28 @@ class Totals:
     seconds: float = 0.0
     later_s: float = 0.0
     later_wait_s: float = 0.0
+    later_samples: int = 0
+    later_tokens: int = 0
+    later_frames: int = 0
     peak_memory_bytes: int = 0
 
     @property
     def wait_share(self) -> float:
-        """Share of the time spent waiting for data, without the first step, which waits for the decoders to start."""
+        """Share of the time spent waiting for data."""
         return self.later_wait_s / max(self.later_s, 1e-9)
+
+    def per_second(self, count: int) -> float:
+        """A count of later steps (`later_samples`, …) over their time."""
+        return count / max(self.later_s, 1e-9)
 
     def add(self, figures: Figures) -> None:
         """Adds a step."""
         if self.num_steps:
             self.later_s += figures.seconds
             self.later_wait_s += figures.wait_s
+            self.later_samples += figures.counts.num_samples
+            self.later_tokens += figures.counts.num_tokens
+            self.later_frames += figures.counts.num_frames
         self.num_steps += 1
         self.num_samples += figures.counts.num_samples
         self.num_tokens += figures.counts.num_tokens

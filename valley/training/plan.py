@@ -28,6 +28,7 @@ from valley.model.configuration import ValleyConfig
 from valley.model.lora import add_lora
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor
+from valley.model.saved import saved_folder
 from valley.training.job import prepare_job
 from valley.training.settings import RunSettings
 from valley.training.stage import ModuleRow, format_table, prepare, what_trains
@@ -48,7 +49,7 @@ class SourcePlan:
     Attributes:
         name: its name.
         num_records: usable records of its data file.
-        num_rejected: records of its data file that cannot be parsed.
+        unreadable: reason → records of its data file that cannot be parsed for it.
         passes: over it in an epoch.
         looked_at: records that the following were found in.
         tokens: of each of these that can be used, visual tokens included, before any cut.
@@ -58,7 +59,7 @@ class SourcePlan:
 
     name: str
     num_records: int
-    num_rejected: int
+    unreadable: Counter[str]
     passes: float
     looked_at: int
     tokens: Int64[np.ndarray, " n"]
@@ -113,9 +114,10 @@ class Plan:
             looked = "" if source.looked_at == source.num_records else f" of {source.looked_at} looked at"
             lines.append(
                 f"{source.name:<24}{source.num_records:>10,}{source.passes:>8g}{p50:>12.0f}{p95:>7.0f}{most:>7.0f}"
-                f"{source.num_cut:>7}  {rejected}{looked}, {source.num_rejected} unreadable in the data file"
+                f"{source.num_cut:>7}  {rejected}{looked}, {source.unreadable.total()} unreadable in the data file"
             )
             lines += [f"    will be rejected: {count} × {reason}" for reason, count in source.problems.most_common()]
+            lines += [f"    unreadable: {count} × {reason}" for reason, count in source.unreadable.most_common()]
         return "\n".join(lines)
 
     def _histogram(self) -> str:
@@ -177,7 +179,7 @@ def _lay_out(settings: RunSettings) -> ValleyForConditionalGeneration:
     """The model on the meta device: shapes and dtypes, nothing else."""
     with torch.device("meta"):
         if settings.model.path is not None:
-            return ValleyForConditionalGeneration(ValleyConfig.from_pretrained(settings.model.path))
+            return ValleyForConditionalGeneration(ValleyConfig.from_pretrained(saved_folder(settings.model.path)))
         vision = settings.model.vision.model_copy(update={"pretrained": None})
         llm = settings.model.llm.model_copy(update={"random_weights": True})
         return build_model(settings.model.model_copy(update={"vision": vision, "llm": llm}), seed=settings.seed)
@@ -211,7 +213,7 @@ def plan_source(
     return SourcePlan(
         name=described.name,
         num_records=described.num_records,
-        num_rejected=described.num_rejected,
+        unreadable=Counter(reject.reason for reject in manifest.rejects() if reject.source == described.name),
         passes=settings.sources[source].weight,
         looked_at=len(rows),
         tokens=lengths,

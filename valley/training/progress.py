@@ -96,22 +96,23 @@ class Bar:
 class Lines:
     """A line for the first and last step, and for one every few seconds between them."""
 
-    def __init__(
-        self, total_steps: int, first_step: int = 0, stream: Writable | None = None, every_s: float = 10.0
-    ) -> None:
-        self._total, self._first, self._stream, self._every_s = total_steps, first_step, stream, every_s
-        self._started_s = time.monotonic()
+    def __init__(self, total_steps: int, stream: Writable | None = None, every_s: float = 10.0) -> None:
+        self._total, self._stream, self._every_s = total_steps, stream, every_s
+        self._from: tuple[float, int] | None = None  # seconds and step of the first moment, which waited for a start
         self._last_s: float | None = None
 
     def update(self, moment: Moment) -> None:
         """See `Progress`."""
         now_s = time.monotonic()
+        self._from = self._from or (now_s, moment.step)
         due = self._last_s is None or now_s - self._last_s >= self._every_s
         if not due and moment.step < self._total:
             return
         self._last_s = now_s
-        left_s = (now_s - self._started_s) / (moment.step - self._first) * (self._total - moment.step)
-        self.say(f"step {moment.step}/{self._total}: {moment}, {_clock(left_s)} left")
+        first_s, first_step = self._from
+        taken = moment.step - first_step
+        left = f", {_clock((now_s - first_s) / taken * (self._total - moment.step))} left" if taken else ""
+        self.say(f"step {moment.step}/{self._total}: {moment}{left}")
 
     def say(self, text: str) -> None:
         """See `Progress`."""
@@ -154,8 +155,9 @@ def make_progress(total_steps: int, first_step: int, rank: int, *, followed: boo
     """
     if rank != 0:
         return Silent()
-    kind = Spoken if followed else Bar if sys.stderr.isatty() else Lines
-    return kind(total_steps, first_step)
+    if followed:
+        return Spoken(total_steps)
+    return Bar(total_steps, first_step) if sys.stderr.isatty() else Lines(total_steps)
 
 
 @contextmanager

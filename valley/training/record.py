@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from valley.checkpoints.store import write_json
+from valley.model.saved import saved_folder
 from valley.training.mlflow_tracker import MlflowRun
 from valley.training.settings import RunSettings
 from valley.training.tracking import flatten
@@ -93,7 +95,19 @@ def identity_of(settings: RunSettings, data_hash: str) -> dict[str, str]:
         if key.startswith(_DECIDING) and not key.startswith(_INDIFFERENT)
     }
     weights = [source.weight for source in settings.data.sources]
-    return {**deciding, "data.sources.weight": json.dumps(weights), "data": data_hash}
+    return {
+        **deciding,
+        "data.sources.weight": json.dumps(weights),
+        "data": data_hash,
+        "model.path contents": _fingerprint(settings.model.path),
+    }
+
+
+def _fingerprint(path: str | None) -> str:
+    """The files of a saved model, by their sizes and times."""
+    files = sorted(Path(saved_folder(path)).glob("*")) if path else []
+    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if told else "none"
 
 
 def write_record(folder: Path, record: RunRecord) -> None:

@@ -94,10 +94,6 @@ def train_rank(
     with _outlets(job, engine, first_step, followed=followed) as (tracker, progress), watchdog:
         progress.say(table)
         _log_beginnings(job, engine, table, tracker, first_step)
-        share = Share(job.loader.order, engine.rank, engine.world_size, stage.micro_batch, first_step, job.total_steps)
-        samples = stream(job.loader, share.slots(), share.width)
-        pad_id = job.processor.tokenizer.pad_token_id
-
         guard = Guard(engine, job.folder, stage.spike)
 
         def judge(step: Step, figures: Figures) -> None:
@@ -113,15 +109,11 @@ def train_rank(
         try:
             fit(
                 engine,
-                one_ahead(share.assemble(samples, pad_id, pin=device.type == "cuda")),
+                _feed(job, engine, stream, first_step),
                 total_steps=job.total_steps,
                 factor=partial(learning_rate_factor, total_steps=job.total_steps, warmup_ratio=stage.warmup_ratio),
                 meter=meter,
-                cadence=Cadence(
-                    log_steps=settings.tracking.every_steps,
-                    evaluate_steps=settings.data.validation.every_steps,
-                    report_steps=settings.checkpoint.every_steps,
-                ),
+                cadence=_cadence(settings),
                 tracker=tracker,
                 progress=progress,
                 inspect=ledger.inspect,
@@ -139,6 +131,22 @@ def train_rank(
             report(complete)
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
+
+
+def _feed(job: Job, engine: Engine, stream: Stream, first_step: int) -> Iterator[Step]:
+    """This rank's part of the global batches from `first_step` on, one step ahead of the training."""
+    micro_batch, pad_id = job.settings.train.micro_batch, job.processor.tokenizer.pad_token_id
+    share = Share(job.loader.order, engine.rank, engine.world_size, micro_batch, first_step, job.total_steps)
+    samples = stream(job.loader, share.slots(), share.width)
+    return one_ahead(share.assemble(samples, pad_id, pin=engine.device.type == "cuda"))
+
+
+def _cadence(settings: RunSettings) -> Cadence:
+    return Cadence(
+        log_steps=settings.tracking.every_steps,
+        evaluate_steps=settings.data.validation.every_steps,
+        report_steps=settings.checkpoint.every_steps,
+    )
 
 
 def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, str]:
@@ -240,7 +248,8 @@ def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: T
         model=model,
         checkpoint=keeper.newest,
         best_checkpoint=best.path if best else None,
-        num_rejected=len(ledger),
+        rejects=ledger.rejects,
+        rejects_table=ledger.path,
         mlflow=job.mlflow,
     )
     artifacts = [folder / CURVE_FILE, write_summary(folder, summary)]

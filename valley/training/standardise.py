@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
-from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from valley.checkpoints.store import write_json
+from valley.checkpoints.standardisation import read_moments, write_moments
 from valley.data.loading import Loader
 from valley.errors import SettingsError
+from valley.model.vision import Moments
 from valley.training.engines import Engine
-from valley.training.job import STANDARDISATION_FILE, Job
+from valley.training.job import Job
 
 logger = logging.getLogger(__name__)
 
 NUM_SAMPLES = 64
 """Training samples that are looked at, the first in the order of the slots."""
 _SMALLEST_STD = 1e-6
-
-
-class Moments(TypedDict):
-    """What each of the D channels is brought to zero mean and unit deviation with."""
-
-    mean: list[float]
-    std: list[float]
 
 
 def standardise(job: Job, engine: Engine) -> None:
@@ -42,8 +33,7 @@ def standardise(job: Job, engine: Engine) -> None:
     settings = job.settings.model
     if not settings.vision.standardise or settings.path is not None:
         return
-    file = job.folder / STANDARDISATION_FILE
-    known = engine.all_gather([_read(file)] if engine.rank == 0 else [])[0]
+    known = engine.all_gather([read_moments(job.folder)] if engine.rank == 0 else [])[0]
     measured = None
     # A tower that is shared out over the ranks (ZeRO-3) runs on all of them or on none.
     if known is None and (engine.rank == 0 or not engine.replicates_weights):
@@ -55,15 +45,8 @@ def standardise(job: Job, engine: Engine) -> None:
         )
     if engine.rank == 0 and known is None:
         logger.info("the tower's output is standardised as measured on the first %d samples", NUM_SAMPLES)
-        write_json(file, moments)
-    buffers = engine.model.standardisation
-    buffers.mean.copy_(torch.tensor(moments["mean"]))
-    buffers.std.copy_(torch.tensor(moments["std"]))
-
-
-def _read(file: Path) -> Moments | None:
-    moments: Moments | None = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    return moments
+        write_moments(job.folder, moments)
+    engine.model.standardisation.set_moments(moments)
 
 
 @torch.no_grad()

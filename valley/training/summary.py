@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from valley.checkpoints.store import write_json
+from valley.data.rejects import Reject
 from valley.training.loop import FitResult
 from valley.training.mlflow_tracker import MlflowRun, ui_command
 
@@ -20,7 +23,8 @@ def summarise(
     model: Path,
     checkpoint: Path | None,
     best_checkpoint: Path | None,
-    num_rejected: int,
+    rejects: Sequence[Reject],
+    rejects_table: Path,
     mlflow: MlflowRun | None,
 ) -> dict[str, Any]:
     """Returns what a run amounted to, ready for JSON.
@@ -30,11 +34,11 @@ def summarise(
         model: the final model, a Hugging Face folder.
         checkpoint: what the run can be gone on with.
         best_checkpoint: the same of the lowest validation loss.
-        num_rejected: rows of the rejects table.
+        rejects: what could not be used.
+        rejects_table: where they are listed.
         mlflow: where the curves are.
     """
     totals = result.totals
-    seconds = max(totals.seconds, 1e-9)
     return {
         "loss_first": _finite(result.loss_first),
         "loss_last": _finite(result.loss_last),
@@ -45,14 +49,16 @@ def summarise(
         "samples": totals.num_samples,
         "tokens": totals.num_tokens,
         "frames": totals.num_frames,
-        "seconds": round(seconds, 3),
-        "samples_per_s": round(totals.num_samples / seconds, 3),
-        "tokens_per_s": round(totals.num_tokens / seconds, 1),
-        "frames_per_s": round(totals.num_frames / seconds, 3),
+        "seconds": round(totals.seconds, 3),
+        "samples_per_s": round(totals.per_second(totals.later_samples), 3),
+        "tokens_per_s": round(totals.per_second(totals.later_tokens), 1),
+        "frames_per_s": round(totals.per_second(totals.later_frames), 3),
         "data_wait_share": round(totals.wait_share, 4),
         "padding_share": round(1 - totals.num_tokens / max(totals.num_places, 1), 4),
         "peak_memory_gib": round(totals.peak_memory_bytes / 2**30, 3),
-        "rejected": num_rejected,
+        "rejected": len(rejects),
+        "rejected_for": dict(Counter(reject.error for reject in rejects).most_common()),
+        "rejects_table": str(rejects_table),
         "checkpoint": str(model),
         "training_checkpoint": str(checkpoint) if checkpoint else None,
         "best_checkpoint": str(best_checkpoint) if best_checkpoint else None,
@@ -79,11 +85,18 @@ def format_summary(summary: dict[str, Any]) -> str:
         "seen": f"{summary['steps']} steps, {summary['samples']} samples, {summary['frames']} frames",
         "speed": f"{summary['samples_per_s']:.1f} samples/s, {summary['frames_per_s']:.1f} frames/s, "
         f"{summary['data_wait_share']:.1%} of the time waiting for data",
-        "rejected": str(summary["rejected"]),
+        "rejected": _rejected(summary),
         "model": summary["checkpoint"],
-        "curves": summary["mlflow_ui"] or "not tracked",
+        "MLflow": summary["mlflow_ui"] or "not tracked",
     }
     return "\n".join(f"{name:<10}{text}" for name, text in lines.items())
+
+
+def _rejected(summary: dict[str, Any]) -> str:
+    if not summary["rejected"]:
+        return "0"
+    reasons = ", ".join(f"{count} {error}" for error, count in summary["rejected_for"].items())
+    return f"{summary['rejected']} ({reasons}): {summary['rejects_table']}"
 
 
 def _finite(value: float | None) -> float | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from valley.config import PRESETS, Location, Settings
+from valley.model.saved import MODEL_FOLDER
 from valley.training.job import ANSWERS_FILE, is_finished
-from valley.training.keeper import MODEL_FOLDER
 from valley.training.mlflow_tracker import tracking_uri
 from valley.training.settings import RunSettings
 from valley.training.summary import SUMMARY_FILE, read_summary, write_summary

@@ -44,7 +44,7 @@ class Validation:
 
     def __str__(self) -> str:
         sources = ", ".join(f"{name} {loss:.4f}" for name, loss in self.source_losses.items())
-        return f"validation loss {self.loss:.4f} on {self.num_samples} samples ({sources})"
+        return f"validation loss {self.loss:.4f} on {self.num_samples} sample(s) ({sources})"
 
     def metrics(self) -> dict[str, float]:
         """Returns the losses by the names of their curves."""

@@ -8,6 +8,7 @@ from valley.command import parse_command
 from valley.config import load_settings, preset_names, read_config
 from valley.errors import SettingsError
 from valley.training.settings import RunSettings
+from valley.training.two_stages import TwoStages
 
 SOURCES = "data.sources=[{path: my.json, root: videos/}]"
 
@@ -15,6 +16,34 @@ SOURCES = "data.sources=[{path: my.json, root: videos/}]"
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_is_a_whole_run(preset: str) -> None:
     assert load_settings(RunSettings, preset).data.sources
+
+
+@pytest.mark.parametrize("preset", preset_names(TwoStages))
+def test_every_preset_of_two_stages_is_two_whole_runs(preset: str) -> None:
+    settings = load_settings(TwoStages, preset, ["output=/runs/both", "finetune.train.epochs=7"])
+    assert settings.first.output == "/runs/both/pretrain"
+    assert settings.second.model.path == "/runs/both/pretrain/model"
+    assert settings.first.train.modules == ["temporal", "projector"]
+    assert settings.second.train.modules == ["temporal", "projector", "llm"]
+    assert (settings.first.train.epochs == 7, settings.second.train.epochs) == (False, 7)
+
+
+def test_the_second_stage_is_the_papers() -> None:
+    train = load_settings(RunSettings, "valley-7b-finetune").train
+    assert (train.learning_rate, train.global_batch, train.epochs) == (2e-5, 32, 3)
+
+
+@pytest.mark.parametrize(("word", "rank"), [("lora=true", 64), ("lora.rank=8", 8), ("lora=false", None)])
+def test_a_low_rank_update_is_asked_for_in_a_word_or_by_its_settings(word: str, rank: int | None) -> None:
+    lora = load_settings(RunSettings, "tiny-finetune", [word]).lora
+    assert (lora.rank if lora else None) == rank
+
+
+def test_what_may_be_several_things_is_one_problem() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(RunSettings, "tiny", ["cluster.num_workers=-1"])
+    (problem,) = caught.value.problems
+    assert problem.startswith("cluster.num_workers: input should be greater than or equal to 0, found -1 or ")
 
 
 def test_the_defaults_are_the_papers_first_stage() -> None:
@@ -105,7 +134,7 @@ def test_a_malformed_override_says_what_is_wrong(words: list[str], message: str)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match="presets are scenes, smol, tiny, valley-13b, valley-7b"):
+    with pytest.raises(SettingsError, match=r"presets are scenes, smol, smol-finetune, tiny, .*, valley-7b-lora"):
         read_config("huge")
 
 

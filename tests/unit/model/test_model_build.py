@@ -13,7 +13,7 @@ from valley.errors import ModelError
 from valley.media.sampling import Sampling
 from valley.model.build import build_model, load_language_model
 from valley.model.conversation import ADDED_TOKENS
-from valley.model.processing import build_processor
+from valley.model.processing import build_processor, load_saved_processor
 from valley.model.settings import LLMSettings, ModelSettings
 from valley.model.tokenizer import tiny_tokenizer
 
@@ -134,6 +134,27 @@ def test_a_saved_model_is_loaded_as_it_was_whatever_the_other_settings_say(tmp_p
     assert all(parameter.requires_grad for parameter in loaded.temporal.parameters())
 
 
+def test_a_run_folder_stands_for_the_model_in_it(tmp_path: Path) -> None:
+    model = build_model(settings(temporal="v3"), seed=3)
+    model.save_pretrained(tmp_path / "model")
+    build_processor(settings(), Sampling(fps=3.0)).save_pretrained(tmp_path / "model")
+    chosen = settings(path=str(tmp_path))
+    assert torch.equal(build_model(chosen, seed=0).projector.weight, model.projector.weight)
+    assert build_processor(chosen, Sampling()).num_patches == 16
+    assert load_saved_processor(str(tmp_path)).sampling == Sampling(fps=3.0)
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), [("manifest.json", "a training checkpoint"), ("base.json", "a low-rank update alone")]
+)
+def test_what_has_to_be_exported_first_is_refused_with_the_command(tmp_path: Path, file: str, kind: str) -> None:
+    (tmp_path / file).write_text("{}")
+    command = f"python -m valley.checkpoints.export {tmp_path} TARGET"
+    for build in (lambda chosen: build_model(chosen, seed=0), lambda chosen: build_processor(chosen, Sampling())):
+        with pytest.raises(ModelError, match=f"model.path: {tmp_path} is {kind}, not a model; .*{command}"):
+            build(settings(path=str(tmp_path)))
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_dtype_and_attention_reach_every_part(tmp_path: Path, attention: str) -> None:
     saved_backbone(tmp_path / "backbone")
@@ -210,7 +231,6 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     ("changes", "reason"),
     [
         ({"llm": {"name": "/no/such/folder"}}, "model.llm.name"),
-        ({"temporal": "v9"}, "no module is called 'v9'; known: v1, v2, v3"),
         ({"template": "vicuna"}, "no template is called 'vicuna'"),
         ({"path": "/no/such/folder"}, "model.path: no Valley model can be loaded from /no/such/folder"),
     ],

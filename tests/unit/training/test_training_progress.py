@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from valley.data.rejects import Reject
 from valley.training.loop import FitResult
 from valley.training.meter import Totals
 from valley.training.progress import Bar, Lines, Moment, Silent, following, make_progress
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
+
+REJECT = Reject(3, "a", "mine", "/a.mp4", "decode", "EmptyMediaError", "no bytes", 0.1)
 
 
 def moment(step: int) -> Moment:
@@ -27,7 +30,7 @@ def test_without_a_terminal_the_first_and_last_step_are_lines() -> None:
         lines.update(moment(step))
 
     first, last = out.getvalue().splitlines()
-    assert first.startswith("step 1/100: loss 1.2500, lr 2.00e-03, 41.7 samples/s, waiting for data 3%, ")
+    assert first.startswith("step 1/100: loss 1.2500, lr 2.00e-03, 41.7 samples/s, waiting for data 3%")
     assert last.startswith("step 100/100: ")
     assert last.endswith("0:00:00 left")
 
@@ -84,14 +87,22 @@ def test_the_summary_divides_by_the_time_spent_in_steps_and_holds_no_nan(tmp_pat
         num_tokens=900,
         num_places=1000,
         num_frames=60,
-        seconds=2.0,
+        seconds=2.5,
         later_s=1.6,
+        later_samples=24,
+        later_frames=48,
         later_wait_s=0.4,
     )
     result = FitResult(totals, loss_first=3.0, loss_last=float("nan"), best_loss=1.5, best_step=2, validation_loss=1.75)
 
     summary = summarise(
-        result, model=Path("/m"), checkpoint=Path("/c"), best_checkpoint=None, num_rejected=2, mlflow=None
+        result,
+        model=Path("/m"),
+        checkpoint=Path("/c"),
+        best_checkpoint=None,
+        rejects=[REJECT, REJECT],
+        rejects_table=Path("/t"),
+        mlflow=None,
     )
     write_summary(tmp_path, summary)
 
@@ -100,4 +111,5 @@ def test_the_summary_divides_by_the_time_spent_in_steps_and_holds_no_nan(tmp_pat
     assert (found["loss_first"], found["loss_last"]) == (3.0, None)
     assert (found["samples_per_s"], found["frames_per_s"], found["data_wait_share"]) == (15.0, 30.0, 0.25)
     assert (found["padding_share"], found["rejected"], found["checkpoint"]) == (0.1, 2, "/m")
+    assert "2 (2 EmptyMediaError): /t" in format_summary(found)
     assert "3.0000 at first, not finite at last; validation 1.7500, best 1.5000 at step 2" in format_summary(found)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from training_makers import EXACT, MODEL, STAGE, new_model, run_ranks, run_settings, write_data
 
+from valley.checkpoints.source import read_trained
 from valley.errors import SettingsError
 from valley.training.engines import ENGINES
 from valley.training.job import open_job, prepare_job
@@ -18,6 +19,7 @@ from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.stage import prepare
 from valley.training.standardise import NUM_SAMPLES, standardise
+from valley.training.summary import read_summary
 
 ASKED = {"model": MODEL.model_dump() | {"vision": MODEL.vision.model_dump() | {"standardise": True}}}
 
@@ -84,6 +86,9 @@ def test_a_saved_model_has_them_and_keeps_them(tmp_path: Path) -> None:
     train_rank(open_job(prepare_job(first)), device=torch.device("cpu"))
     model = Path(first.output) / "model"
     saved = load_file(model / "model.safetensors")
+    checkpoint = Path(read_summary(Path(first.output))["training_checkpoint"])
+    exported = read_trained(checkpoint, None).weights
+    assert all(torch.equal(exported[name], saved[name]) for name in ("standardisation.mean", "standardisation.std"))
     assert (saved["standardisation.std"] != 1).all()
 
     second = settings_in(tmp_path / "second", model=ASKED["model"] | {"path": str(model)})

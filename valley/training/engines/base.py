@@ -15,6 +15,7 @@ from torch import Tensor
 
 from valley.checkpoints.fragments import Fragment, FragmentReader, copy_fragments, write_fragments
 from valley.checkpoints.rng import restore_rng, rng_state
+from valley.checkpoints.store import WEIGHTS_FILE
 from valley.data.collate import Batch
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.training.settings import StageSettings
@@ -22,8 +23,6 @@ from valley.training.stage import ParameterGroup
 
 T = TypeVar("T")
 
-WEIGHTS_FILE = "weights.safetensors"
-"""What trains, whole, by its names in the model; rank 0 writes it."""
 STATE_FILE = "state.safetensors"
 """A rank's share of the master weights and the optimizer's averages."""
 RNG_FILE = "rng.safetensors"
