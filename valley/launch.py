@@ -1,8 +1,10 @@
-"""From a job's command line to its run: on Ray, in one plain process, or only its plan."""
+"""From a job's command line to its run: on Ray, in one plain process, or only its plan; and to the evaluation."""
 
 from __future__ import annotations
 
 from valley.command import parse_command, run_command
+from valley.evaluation.questions import read_questions
+from valley.evaluation.settings import EvaluationSettings
 from valley.training.settings import RunSettings
 from valley.training.two_stages import TwoStages, run_two_stages
 
@@ -35,6 +37,23 @@ def launch_two_stages(description: str) -> int:
             _say(f"STAGE 2, of a model like that of stage 1\n{plan(settings.planned_finetune)}")
         else:
             _say(run_two_stages(settings, train))
+
+    return run_command(job)
+
+
+def launch_evaluation(description: str) -> int:
+    """Asks a saved model the questions that the command line names; see `launch_stage`."""
+
+    def job() -> None:
+        command = parse_command(EvaluationSettings, description)
+        settings = command.settings
+        if command.dry_run:
+            questions, rejects = read_questions(settings.questions, settings.max_questions)
+            _say(f"{len(questions)} questions to {settings.model}, {len(rejects)} unreadable")
+        else:
+            from valley.evaluation.evaluate import run_evaluation
+
+            _say(run_evaluation(settings))
 
     return run_command(job)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import name_frozen
+from valley.checkpoints.standardisation import read_moments
 from valley.data.manifest import differing_sampling
 from valley.data.settings import SourceSettings
 from valley.errors import CheckpointError, ModelError
@@ -115,6 +116,8 @@ def _read_adapter(folder: Path, dtype: torch.dtype | None) -> TrainedModel:
     chosen = ModelSettings.model_validate(settings["model"]) if settings else ModelSettings(path=base)
     dtype = dtype or _stored_dtype(folder / ADAPTER_WEIGHTS)
     model = build_model(chosen, seed=settings.get("seed", 0), dtype=dtype)
+    if moments := read_moments(folder.parent):
+        model.standardisation.set_moments(moments)
     merge_adapter(folder, model)
     processor = _processor(settings) if settings else load_saved_processor(base)
     return TrainedModel(
@@ -138,6 +141,8 @@ def _read_checkpoint(checkpoint: store.Checkpoint, dtype: torch.dtype | None) ->
         add_lora(model, lora, seed=settings["seed"])
     _compare_frozen(checkpoint, model)
     _put_in(checkpoint, model)
+    if moments := checkpoint.info.get("standardisation"):
+        model.standardisation.set_moments(moments)
     weights = _weights_in(model, dtype or compute_dtype)
     is_last = checkpoint.step == checkpoint.info["position"]["total_steps"]
     known = {"steps": checkpoint.step, "validation_loss": checkpoint.validation_loss}

@@ -13,11 +13,11 @@ from valley.errors import ModelError
 from valley.media.sampling import Sampling
 from valley.model.configuration import ValleyConfig
 from valley.model.conversation import ADDED_TOKENS
+from valley.model.miniatures import LLMS, miniature_llm_config
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor, build_processor
 from valley.model.saved import saved_folder
 from valley.model.settings import LLMSettings, ModelSettings
-from valley.model.tiny import tiny_llm_config
 from valley.model.vision import load_pretrained, vision_config
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_language_model(settings: LLMSettings, *, vocab_size: int, dtype: torch.
 
     Args:
         settings: which.
-        vocab_size: tokens that the tiny one must know.
+        vocab_size: tokens that one built in code must know.
         dtype: of the weights.
 
     Raises:
@@ -100,8 +100,8 @@ def load_language_model(settings: LLMSettings, *, vocab_size: int, dtype: torch.
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": settings.attention}
     gguf = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
     try:
-        if settings.name == "tiny":
-            return _random_language_model(tiny_llm_config(vocab_size), options)
+        if settings.name in LLMS:
+            return _random_language_model(miniature_llm_config(settings.name, vocab_size), options)
         if settings.random_weights:
             logger.warning("THE LANGUAGE MODEL %s IS RANDOM, as asked for.", settings.name)
             return _random_language_model(AutoConfig.from_pretrained(settings.name, **gguf), options)

@@ -8,8 +8,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 from valley.errors import ModelError
 from valley.media.transform import Interpolation, ResizeMode
+from valley.model.miniatures import TOWERS
 from valley.model.temporal import TEMPORAL
-from valley.model.tiny import TINY_TOWER
 
 
 @no_type_check  # strict checks the fields; the tests' shape checker would refuse what `__post_init__` takes besides
@@ -53,7 +53,7 @@ class ValleyVisionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]  # transformers
         if self.tower is None:
-            self.tower = TINY_TOWER
+            self.tower = TOWERS["tiny"]
 
 
 @no_type_check  # strict checks the fields; the tests' shape checker would refuse what `__post_init__` takes besides

@@ -14,20 +14,23 @@ class VisionSettings(Settings):
     """The frozen vision tower (spec: open_clip, second-to-last block, no final norm)."""
 
     name: str = "ViT-L-14-quickgelu"
-    """An open_clip model with a ViT tower, or `tiny`: a small random one for tests and demos."""
+    """An open_clip model with a ViT tower, or `tiny` or `small`: random ones built in code."""
     pretrained: Weights | None = "openai"
     """open_clip's tag, or a path of weights; null: random weights (said loudly)."""
     layer: int = -2
     """Block whose output is used; -1 is the last, -2 the one before (LLaVA's choice; the paper is silent)."""
     micro_batch: int = 32
     """Frames that go through the tower at once."""
+    standardise: bool = False
+    """Bring the tower's output to zero mean and unit deviation in each channel, measured once, on the first training
+    samples of a new model, and stored with it."""
 
 
 class LLMSettings(Settings):
     """The language model."""
 
     name: Weights = "lmsys/vicuna-13b-v1.5"
-    """A Hugging Face causal LM by hub name or folder, or `tiny`: a small random one for tests and demos."""
+    """A Hugging Face causal LM by hub name or folder, or `tiny` or `small`: random ones built in code."""
     gguf_file: str | None = None
     """A GGUF file inside `name` to take the weights from."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from valley.errors import ModelError
 from valley.model.conversation import ADDED_TOKENS, MEDIA, PLAIN, Segment
+from valley.model.miniatures import LLMS
 from valley.model.settings import LLMSettings
 from valley.model.templates import TEMPLATES, Template
 
@@ -55,12 +56,12 @@ _PIECES = "ing ed er es ly th he in an re on at en nd ti te or st ar al it is ou
 
 
 def load_tokenizer(settings: LLMSettings, template: Template) -> PreTrainedTokenizerBase:
-    """Loads a backbone's tokenizer, or builds the tiny one, and makes it ready for `template`.
+    """Loads a backbone's tokenizer, or builds that of the miniatures, and makes it ready for `template`.
 
     Raises:
         ModelError: it cannot be loaded, has no EOS, or lacks a token that the template needs.
     """
-    if settings.name == "tiny":
+    if settings.name in LLMS:
         tokenizer: PreTrainedTokenizerBase = tiny_tokenizer()
     else:
         gguf = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, UInt8
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from valley.errors import ModelError
 from valley.model.configuration import ValleyVisionConfig
+from valley.model.miniatures import TOWERS
 from valley.model.settings import VisionSettings
-from valley.model.tiny import TINY_TOWER
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load_pretrained(tower: VisionTower, config: ValleyVisionConfig) -> None:
         ModelError: weights that are there but do not fit.
     """
     if config.pretrained is None:
-        if config.name != "tiny":
+        if config.name not in TOWERS:
             logger.warning("THE VISION TOWER %s IS RANDOM: no pretrained weights are asked for.", config.name)
         return
     import open_clip
@@ -104,7 +104,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: ValleyVisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.visual: Any = _build_visual(config.tower or TINY_TOWER, config.name)
+        self.visual: Any = _build_visual(config.tower or TOWERS["tiny"], config.name)
         self.requires_grad_(False)
         super().train(False)
 
@@ -157,6 +157,13 @@ class VisionTower(nn.Module):
         return torch.cat([trunk.forward_head(last, pre_logits=True).unsqueeze(1), patches], dim=1)
 
 
+class Moments(TypedDict):
+    """What each of the D channels is brought to zero mean and unit deviation with."""
+
+    mean: list[float]
+    std: list[float]
+
+
 class Standardisation(nn.Module):
     """Brings the tower's tokens to zero mean and unit deviation in each channel; the identity until it is set.
 
@@ -179,19 +186,25 @@ class Standardisation(nn.Module):
         nn.init.zeros_(self.mean)
         nn.init.ones_(self.std)
 
+    @torch.no_grad()
+    def set_moments(self, moments: Moments) -> None:
+        """Sets it to what was measured."""
+        self.mean.copy_(torch.tensor(moments["mean"]))
+        self.std.copy_(torch.tensor(moments["std"]))
+
     def forward(self, tokens: Float[Tensor, "F N D"]) -> Float[Tensor, "F N D"]:
         """Returns `(tokens - mean) / std`, in the precision of the tokens, computed in that of the buffers."""
         return ((tokens - self.mean) / self.std).to(tokens.dtype)
 
 
 def _describe(name: str) -> dict[str, Any]:
-    if name == "tiny":
-        return TINY_TOWER
+    if name in TOWERS:
+        return TOWERS[name]
     import open_clip
 
     tower: dict[str, Any] | None = open_clip.get_model_config(name)
     if tower is None:
-        close = ", ".join(difflib.get_close_matches(name, [*open_clip.list_models(), "tiny"], n=5, cutoff=0.4))
+        close = ", ".join(difflib.get_close_matches(name, [*open_clip.list_models(), *TOWERS], n=5, cutoff=0.4))
         raise ModelError(f"model.vision.name: open_clip has no model {name!r}; close to it: {close or 'nothing'}")
     return tower
 

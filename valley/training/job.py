@@ -14,6 +14,7 @@ import yaml
 from jaxtyping import Int64
 
 from valley.checkpoints import store
+from valley.checkpoints.standardisation import STANDARDISATION_FILE
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
 from valley.data.manifest import Manifest, build_manifest, differing_sampling
@@ -144,7 +145,7 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
     (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
-    for stale in (ANSWERS_FILE, METRICS_FILE, SUMMARY_FILE):  # an earlier run's must not be taken for this one's
+    for stale in (ANSWERS_FILE, METRICS_FILE, STANDARDISATION_FILE, SUMMARY_FILE):  # an earlier run's, not this one's
         (job.folder / stale).unlink(missing_ok=True)
     for earlier in (job.checkpoints, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
         if aside := store.set_aside(earlier):

@@ -12,9 +12,11 @@ from transformers.utils import logging as hf_logging
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
+from valley.checkpoints.standardisation import read_moments
 from valley.checkpoints.versions import software_versions
 from valley.checkpoints.writer import Writer
 from valley.model.lora import merge_lora, save_adapter
+from valley.model.miniatures import LLMS
 from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
 from valley.model.saved import MODEL_FOLDER
 from valley.model.settings import LoRASettings
@@ -115,6 +117,7 @@ class Keeper:
                 "data": job.loader.manifest.content_hash,
             },
             "frozen": {part: asdict(named) for part, named in self._frozen.items()},
+            "standardisation": read_moments(job.folder),
             "settings": job.settings.model_dump(mode="json"),
             "mlflow": asdict(job.mlflow) if job.mlflow else None,
             "versions": software_versions(),
@@ -131,7 +134,7 @@ def name_frozen_parts(
     trained = {group.module for group in groups}
     vision, llm = model.config.vision_config, settings.model.llm
     new = f"random, seed {settings.seed}"
-    llm_weights = new if llm.name == "tiny" or llm.random_weights else llm.gguf_file or ""
+    llm_weights = new if llm.name in LLMS or llm.random_weights else llm.gguf_file or ""
     sources = {"vision": f"{vision.name} {vision.pretrained or new}", "llm": f"{llm.name} {llm_weights}".strip()}
     return {
         part: name_frozen(settings.model.path or sources.get(part, new), parameters.items())

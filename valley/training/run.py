@@ -32,6 +32,7 @@ from valley.training.record import RECORD_FILE, read_record, write_record
 from valley.training.resume import take_over
 from valley.training.settings import RunSettings
 from valley.training.stage import compute_dtype, format_table, learning_rate_factor, prepare, what_trains
+from valley.training.standardise import standardise
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 from valley.training.tracking import METRICS_FILE, FileTracker, Tracker, Trackers, flatten
 from valley.training.validation import Validator, answer_prompts, append_answers, drop_answers, load_prompts
@@ -85,6 +86,7 @@ def train_rank(
     """
     settings, stage = job.settings, job.settings.train
     engine, meter, keeper, table = _build(job, device)
+    standardise(job, engine)
     result = take_over(job, engine)
     first_step = result.totals.num_steps
     ledger = Ledger(engine, job.folder, settings.data, job.rejects, num_used=result.totals.num_samples)

@@ -134,7 +134,7 @@ def test_a_malformed_override_says_what_is_wrong(words: list[str], message: str)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(SettingsError, match=r"presets are smol, smol-finetune, tiny, .*, valley-7b-lora"):
+    with pytest.raises(SettingsError, match=r"presets are scenes, smol, smol-finetune, tiny, .*, valley-7b-lora"):
         read_config("huge")
 
 
