@@ -34,9 +34,9 @@ from valley.training.feed import Share
 from valley.training.settings import RunSettings
 from valley.training.stage import prepare
 
-NUM_STEPS = 6
+NUM_STEPS = 3
 """Steps of each measured run; a first one before it is not counted."""
-REPEATS = 3
+REPEATS = 1
 BATCH = 4
 
 
@@ -183,7 +183,7 @@ def _report(
             "**Head and loss.** Median of "
             f"{len(head['full'])} steps each, in turns on the same batches.\n\n"
             + table(["loss from", "s a step", "speed"], rows),
-            f"**Feed.** Median of {REPEATS} runs of {NUM_STEPS} steps each, in turns. With fewer cores than processes "
+            f"**Feed.** Median of {REPEATS} run(s) of {NUM_STEPS} steps each, in turns. With fewer cores than processes "
             "the decoders take their share of the trainer's time; waiting is what the pipeline itself costs.\n\n"
             + table(["fed", "s a step", "waiting for data", "speed"], feeds),
         ]
