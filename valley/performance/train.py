@@ -183,8 +183,9 @@ def _report(
             "**Head and loss.** Median of "
             f"{len(head['full'])} steps each, in turns on the same batches.\n\n"
             + table(["loss from", "s a step", "speed"], rows),
-            f"**Feed.** Median of {REPEATS} run(s) of {NUM_STEPS} steps each, in turns. With fewer cores than processes "
-            "the decoders take their share of the trainer's time; waiting is what the pipeline itself costs.\n\n"
+            f"**Feed.** Median of {REPEATS} run(s) of {NUM_STEPS} steps each, in turns. "
+            "With fewer cores than processes the decoders take their share of the trainer's time; "
+            "waiting is what the pipeline itself costs.\n\n"
             + table(["fed", "s a step", "waiting for data", "speed"], feeds),
         ]
     )
