@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from valley.config import load_settings
 from valley.distributed.train import run_on_ray
 from valley.errors import RejectLimitError
+from valley.training.job import checkpoints_of
 from valley.training.record import read_record
 from valley.training.run import run_plain
 from valley.training.settings import RunSettings
@@ -136,7 +137,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(clips: Path, plain_r
     run_on_ray(settings)
     killer.join()
 
-    record = read_record(Path(settings.output))
+    record = read_record(checkpoints_of(settings))
     assert record is not None
     first, second = record.starts
     assert first.step == 0
@@ -158,7 +159,7 @@ def test_what_every_worker_runs_into_is_not_tried_again(bad_folder: Path) -> Non
     )
     with pytest.raises(RejectLimitError, match=r"data.max_rejected allows \(5.0%\)"):
         run_on_ray(settings)
-    record = read_record(Path(settings.output))
+    record = read_record(checkpoints_of(settings))
     assert record is not None
     assert len(record.starts) == 1
 

@@ -22,6 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from valley.checkpoints.hub import check_name, push_folder
 from valley.checkpoints.model_card import CARD_FILE, write_card
+from valley.checkpoints.places import to_place
 from valley.checkpoints.source import TrainedModel, read_trained
 from valley.checkpoints.store import publish
 from valley.command import run_command
@@ -44,7 +45,8 @@ def export_model(
     """Writes a trained model as a Hugging Face folder, whole or not at all.
 
     Args:
-        source: a Hugging Face folder of this project, a run folder, a run's `adapter/`, or one of its checkpoints.
+        source: a Hugging Face folder of this project, a run folder, a run's `adapter/`, or one of its checkpoints; of
+            these, only a checkpoint may be an fsspec URI.
         target: the folder to write; must not exist yet, or be empty.
         dtype: of the weights; None: what they were trained to be used in.
         shard_gib: largest size of a weight file, in GiB.
@@ -57,12 +59,12 @@ def export_model(
         CheckpointError: the source cannot be read, does not fit what it stands on, or cannot be held in `dtype`; or the
             target exists, or cannot be written.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; name a new folder")
     if not shard_gib > 0:
         raise CheckpointError(f"{target}: weight files of {shard_gib} GiB cannot be written")
-    trained = read_trained(source, dtype)
+    trained = read_trained(to_place(str(source)), dtype)
     try:
         return publish(target, lambda partial: _write(partial, trained, shard_gib, name or target.name))
     except OSError as error:
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="what to export")
+    parser.add_argument("source", metavar="SOURCE", help="what to export")
     parser.add_argument("target", type=Path, metavar="TARGET", help="the folder to write")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the weights; without it, that of the training")
     parser.add_argument("--shard-gib", type=float, default=SHARD_GIB, help="largest weight file, in GiB (%(default)g)")

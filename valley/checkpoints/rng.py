@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
+
+from valley.checkpoints.places import Place
 
 
 def rng_state() -> dict[str, Tensor]:
@@ -30,9 +31,9 @@ def rng_state() -> dict[str, Tensor]:
     return tensors
 
 
-def restore_rng(path: Path) -> None:
-    """Puts the generators back to the states that `rng_state` returned, saved at `path`."""
-    tensors = load_file(path)
+def restore_rng(file: Place) -> None:
+    """Puts the generators back to the states that `rng_state` returned, saved in `file`."""
+    tensors = load(file.read_bytes())
     version, *words = tensors["python"].tolist()
     gauss = tensors["python_gauss"].tolist()
     random.setstate((version, tuple(words), gauss[0] if gauss else None))

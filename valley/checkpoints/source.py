@@ -22,6 +22,7 @@ from torch import Tensor
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import name_frozen
+from valley.checkpoints.places import Place, on_disk
 from valley.checkpoints.standardisation import read_moments
 from valley.data.manifest import differing_sampling
 from valley.data.settings import SourceSettings
@@ -64,11 +65,12 @@ class TrainedModel:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_trained(path: Path, dtype: torch.dtype | None) -> TrainedModel:
+def read_trained(path: Place, dtype: torch.dtype | None) -> TrainedModel:
     """Reads a trained model.
 
     Args:
-        path: a Hugging Face folder of this project, a run folder, a run's `adapter/`, or one of its checkpoints.
+        path: a Hugging Face folder of this project, a run folder, a run's `adapter/`, or one of its checkpoints, which
+            alone may lie in an object store.
         dtype: what the weights become; None: what they were trained to be used in.
 
     Raises:
@@ -79,6 +81,8 @@ def read_trained(path: Path, dtype: torch.dtype | None) -> TrainedModel:
     try:
         if (path / store.MANIFEST).is_file() or (path / "rank-00000").is_dir():
             return _read_checkpoint(store.read(path), dtype)
+        if not isinstance(path, Path):
+            raise CheckpointError(f"{path}: of object stores, only training checkpoints (…/step-…) are read")
         if (path / BASE_FILE).is_file():
             return _read_adapter(path, dtype)
         return _read_folder(path, dtype)
@@ -171,9 +175,10 @@ def _put_in(checkpoint: store.Checkpoint, model: ValleyForConditionalGeneration)
     """Replaces the parameters of all parts that are not frozen by the checkpoint's."""
     path = checkpoint.rank_folder(0) / store.WEIGHTS_FILE
     entry = checkpoint.files[f"{path.parent.name}/{path.name}"]
-    if (found := store.hash_file(path)) != entry.sha256:
-        raise CheckpointError(f"{path}: expected sha256 {entry.sha256}, found {found}")
-    trained = load_file(path)
+    with on_disk(path) as file:
+        if (found := store.hash_file(file)) != entry.sha256:
+            raise CheckpointError(f"{path}: expected sha256 {entry.sha256}, found {found}")
+        trained = load_file(file)
     parts = [part for part in PARTS if part not in checkpoint.info["frozen"]]
     parameters = {name: value for part in parts for name, value in model.module_parameters(part).items()}
     if odd := sorted(parameters.keys() ^ trained.keys()):
@@ -222,6 +227,6 @@ def _run_settings(run: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.keys() >= {"seed", "model", "data", "train"} else {}
 
 
-def _run_summary(run: Path) -> dict[str, Any]:
+def _run_summary(run: Place) -> dict[str, Any]:
     path = run / RUN_SUMMARY
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete, or ignored.
+"""Checkpoints in a folder or an object store: complete, or ignored.
 
     checkpoints/
       step-00000500/
@@ -17,13 +17,13 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from valley.checkpoints.places import Place, files_below, remove, sync, sync_tree, to_fill, write_whole
 from valley.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Checkpoint:
         info: whatever the writer put in: position, settings, validation loss, frozen parts.
     """
 
-    path: Path
+    path: Place
     step: int
     world_size: int
     files: Mapping[str, FileHash]
@@ -68,23 +68,23 @@ class Checkpoint:
         """The loss that decides which checkpoint is the best; None when it was not measured."""
         return self.info.get("validation_loss")
 
-    def rank_folder(self, rank: int) -> Path:
+    def rank_folder(self, rank: int) -> Place:
         """The folder that `rank` wrote."""
         return _rank_folder(self.path, rank)
 
 
-def folder_of(root: Path, step: int) -> Path:
+def folder_of(root: Place, step: int) -> Place:
     """Returns the folder of the checkpoint after `step` steps."""
     return root / f"{_PREFIX}{step:08d}"
 
 
-def clear(folder: Path) -> None:
+def clear(folder: Place) -> None:
     """Makes a checkpoint's folder anew, without what an earlier attempt left."""
-    _remove(folder)
-    folder.mkdir(parents=True)
+    _discard(folder)
+    folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_rank(folder: Path, rank: int, write_files: Callable[[Path], None]) -> None:
+def write_rank(folder: Place, rank: int, write_files: Callable[[Path], None]) -> None:
     """Writes and hashes one rank's files.
 
     Args:
@@ -93,22 +93,21 @@ def write_rank(folder: Path, rank: int, write_files: Callable[[Path], None]) -> 
         write_files: writes them into the folder it is given.
     """
     own = _rank_folder(folder, rank)
-    own.mkdir()
-    write_files(own)
-    _sync_tree(own)
-    paths = sorted(path for path in own.rglob("*") if path.is_file())
-    hashes = {
-        f"{own.name}/{path.relative_to(own)}": asdict(FileHash(hash_file(path), path.stat().st_size)) for path in paths
-    }
+    with to_fill(own) as filled:
+        write_files(filled)
+        hashes = {
+            f"{own.name}/{path.relative_to(filled).as_posix()}": asdict(FileHash(hash_file(path), path.stat().st_size))
+            for path in files_below(filled)
+        }
     write_json(own / HASHES, hashes)
 
 
-def all_written(folder: Path, world_size: int) -> bool:
+def all_written(folder: Place, world_size: int) -> bool:
     """Returns whether every rank has written and hashed its files."""
     return all((_rank_folder(folder, rank) / HASHES).exists() for rank in range(world_size))
 
 
-def write_manifest(folder: Path, step: int, world_size: int, info: Mapping[str, Any]) -> None:
+def write_manifest(folder: Place, step: int, world_size: int, info: Mapping[str, Any]) -> None:
     """Completes a checkpoint whose ranks have all written.
 
     Args:
@@ -124,14 +123,14 @@ def write_manifest(folder: Path, step: int, world_size: int, info: Mapping[str, 
     write_json(folder / MANIFEST, content)
 
 
-def steps_on_disk(root: Path) -> Iterator[tuple[int, Path]]:
+def steps_in(root: Place) -> Iterator[tuple[int, Place]]:
     """Yields (step, folder) of whatever looks like a checkpoint, complete or not, the newest first."""
-    folders = root.glob(f"{_PREFIX}*") if root.is_dir() else []
-    found = [(int(number), path) for path in folders if (number := path.name.removeprefix(_PREFIX)).isdigit()]
-    yield from sorted(found, reverse=True)
+    folders = root.iterdir() if root.is_dir() else iter(())
+    found = [(int(number), path) for path in folders if (number := _number(path.name)).isdigit()]
+    yield from sorted(found, key=lambda entry: entry[0], reverse=True)
 
 
-def read(path: Path) -> Checkpoint:
+def read(path: Place) -> Checkpoint:
     """Reads a checkpoint's manifest and looks whether its files have their sizes.
 
     Raises:
@@ -147,43 +146,52 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest: {error}") from error
     for name, expected in files.items():
         file = path / name
-        found = file.stat().st_size if file.is_file() else None
+        try:
+            found = file.stat().st_size
+        except FileNotFoundError:
+            found = None
         if found != expected.num_bytes:
             raise CheckpointError(f"{file}: expected {expected.num_bytes} bytes, found {found}")
     return checkpoint
 
 
-def verify(path: Path) -> Checkpoint:
-    """Reads a checkpoint and compares every file with its hash.
+def verify(checkpoint: Checkpoint, *, part: int = 0, parts: int = 1) -> None:
+    """Compares the files of a checkpoint with their hashes.
+
+    Args:
+        checkpoint: as `read` returned it.
+        part: which part of the files, where several ranks do it together.
+        parts: how many parts there are.
 
     Raises:
-        CheckpointError: it is incomplete, or a file is not what was written.
+        CheckpointError: a file is not what was written.
     """
-    checkpoint = read(path)
-    for name, expected in checkpoint.files.items():
-        if (found := hash_file(path / name)) != expected.sha256:
-            raise CheckpointError(f"{path / name}: expected sha256 {expected.sha256}, found {found}")
-    return checkpoint
+    for name in sorted(checkpoint.files)[part::parts]:
+        expected = checkpoint.files[name].sha256
+        if (found := hash_file(checkpoint.path / name)) != expected:
+            raise CheckpointError(f"{checkpoint.path / name}: expected sha256 {expected}, found {found}")
 
 
-def newest_complete(root: Path) -> Checkpoint | None:
+def newest_complete(root: Place) -> Checkpoint | None:
     """Returns the newest checkpoint below `root` that is whole, its hashes compared; None when there is none."""
-    for _, path in steps_on_disk(root):
+    for checkpoint in complete(root):
         try:
-            return verify(path)
+            verify(checkpoint)
         except CheckpointError as error:
             logger.warning("checkpoint passed over: %s", error)
+        else:
+            return checkpoint
     return None
 
 
-def best_complete(root: Path) -> Checkpoint | None:
+def best_complete(root: Place) -> Checkpoint | None:
     """Returns the complete checkpoint of the lowest validation loss, the newer of equals; None when none has one."""
-    measured = [(c.validation_loss, -c.step, c) for c in _complete(root) if c.validation_loss is not None]
+    measured = [(c.validation_loss, -c.step, c) for c in complete(root) if c.validation_loss is not None]
     finite = [entry for entry in measured if math.isfinite(entry[0])]
     return min(finite, key=lambda entry: entry[:2])[2] if finite else None
 
 
-def prune(root: Path, keep_last: int) -> list[Path]:
+def prune(root: Place, keep_last: int) -> list[Place]:
     """Removes all but the newest `keep_last` complete checkpoints and the best, and what was never completed.
 
     Incomplete folders newer than the newest complete checkpoint stay: they may be in the making.
@@ -191,14 +199,14 @@ def prune(root: Path, keep_last: int) -> list[Path]:
     Returns:
         The folders removed.
     """
-    complete = _complete(root)
-    if not complete:
+    whole = complete(root)
+    if not whole:
         return []
     best = best_complete(root)
-    kept = {c.path for c in complete[:keep_last]} | ({best.path} if best else set())
-    doomed = [path for step, path in steps_on_disk(root) if path not in kept and step <= complete[0].step]
+    kept = {str(c.path) for c in whole[:keep_last]} | ({str(best.path)} if best else set())
+    doomed = [path for step, path in steps_in(root) if str(path) not in kept and step <= whole[0].step]
     for path in doomed:
-        _remove(path)
+        _discard(path)
     return doomed
 
 
@@ -232,17 +240,17 @@ def publish(path: Path, write_files: Callable[[Path], None]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write_files(partial)
-    _sync_tree(partial)
+    sync_tree(partial)
     shutil.rmtree(previous, ignore_errors=True)
     if path.exists():
         path.rename(previous)
     partial.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(previous, ignore_errors=True)
     return path
 
 
-def hash_file(path: Path) -> str:
+def hash_file(path: Place) -> str:
     """Returns the sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -251,18 +259,15 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_json(path: Path, content: object) -> None:
-    """Writes JSON by rename: the file is the old one or the new one, never part of one."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    _sync(partial)
-    partial.rename(path)
-    _sync(path.parent)
+def write_json(path: Place, content: object) -> None:
+    """Writes JSON: the file is the old one or the new one, never part of one."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False))
 
 
-def _complete(root: Path) -> list[Checkpoint]:
+def complete(root: Place) -> list[Checkpoint]:
+    """Returns the checkpoints below `root` that have a manifest and all their files, the newest first."""
     found = []
-    for _, path in steps_on_disk(root):
+    for _, path in steps_in(root):
         try:
             found.append(read(path))
         except CheckpointError as error:
@@ -270,27 +275,15 @@ def _complete(root: Path) -> list[Checkpoint]:
     return found
 
 
-def _rank_folder(folder: Path, rank: int) -> Path:
+def _number(name: str) -> str:
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else ""
+
+
+def _rank_folder(folder: Place, rank: int) -> Place:
     return folder / f"rank-{rank:05d}"
 
 
-def _remove(folder: Path) -> None:
+def _discard(folder: Place) -> None:
     """Removes a checkpoint, its manifest first: half-removed is incomplete."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    remove(folder)

@@ -19,13 +19,15 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 
 from valley.checkpoints import store
+from valley.checkpoints.places import Place
 from valley.errors import CheckpointError
 
-_LOOK_EVERY_S = 0.05
+_LOOK_EVERY_S = 0.05, 2.0
+"""Seconds between two looks for the other ranks' hashes, at first and at last: every look may be a request."""
 
 
 class _Pending(NamedTuple):
-    folder: Path
+    folder: Place
     files: Future[None]
     manifest: Future[None]
     given_up: threading.Event
@@ -35,7 +37,7 @@ class Writer:
     """Writes one checkpoint at a time; every rank has one, and calls it at the same steps.
 
     Args:
-        root: folder of all checkpoints of the run, the same storage for every rank.
+        root: where all checkpoints of the run lie, the same storage for every rank.
         rank: this rank.
         world_size: number of ranks.
         agree: returns on all ranks whether it was given True on all ranks, and is thereby a barrier.
@@ -44,7 +46,7 @@ class Writer:
 
     def __init__(
         self,
-        root: Path,
+        root: Place,
         *,
         rank: int = 0,
         world_size: int = 1,
@@ -55,7 +57,7 @@ class Writer:
         self._agree, self._completed = agree, completed
         self._pending: _Pending | None = None
 
-    def start(self, step: int, write_files: Callable[[Path], None], info: Mapping[str, Any]) -> Path | None:
+    def start(self, step: int, write_files: Callable[[Path], None], info: Mapping[str, Any]) -> Place | None:
         """Begins to write a checkpoint, after the one before is finished.
 
         Args:
@@ -80,7 +82,7 @@ class Writer:
         self._pending = _Pending(folder, files, manifest, given_up)
         return before
 
-    def finish(self) -> Path | None:
+    def finish(self) -> Place | None:
         """Waits for the checkpoint that is being written; all ranks call it.
 
         Returns:
@@ -100,17 +102,19 @@ class Writer:
         self._together(pending.folder, pending.manifest.result)
         return pending.folder
 
-    def _complete(self, folder: Path, step: int, info: Mapping[str, Any], given_up: threading.Event) -> None:
+    def _complete(self, folder: Place, step: int, info: Mapping[str, Any], given_up: threading.Event) -> None:
         """Writes the manifest as soon as all ranks have written their files; rank 0 does."""
         if self._rank != 0:
             return
+        wait_s, longest_s = _LOOK_EVERY_S
         while not store.all_written(folder, self._world_size):
-            if given_up.wait(_LOOK_EVERY_S):
+            if given_up.wait(wait_s):
                 return
+            wait_s = min(2 * wait_s, longest_s)
         store.write_manifest(folder, step, self._world_size, info)
         self._completed()
 
-    def _together(self, folder: Path, work: Callable[[], object]) -> None:
+    def _together(self, folder: Place, work: Callable[[], object]) -> None:
         """Does this rank's part, then waits for the others; one rank's failure is an error on all, not a hang."""
         done = False
         try:

@@ -14,6 +14,7 @@ import yaml
 from jaxtyping import Int64
 
 from valley.checkpoints import store
+from valley.checkpoints.places import Place, to_place
 from valley.checkpoints.standardisation import STANDARDISATION_FILE
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
@@ -68,15 +69,24 @@ class Job:
         return Path(self.settings.output)
 
     @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints of the run lie."""
-        return self.folder / "checkpoints"
+    def checkpoints(self) -> Place:
+        """Where the checkpoints of the run lie, and its record."""
+        return checkpoints_of(self.settings)
 
     @property
     def rejects(self) -> list[Reject]:
         """Records that could not be used even before their media were looked at."""
         manifests = {loader.manifest.path: loader.manifest for loader in (self.loader, self.held_out) if loader}
         return [reject for manifest in manifests.values() for reject in manifest.rejects()]
+
+
+def checkpoints_of(settings: RunSettings) -> Place:
+    """Returns where the checkpoints of a run lie.
+
+    Raises:
+        SettingsError: a URI whose protocol is unknown, or whose package is not installed.
+    """
+    return to_place(settings.checkpoint.path or str(Path(settings.output) / "checkpoints"))
 
 
 def prepare_job(settings: RunSettings) -> Job:
@@ -128,17 +138,20 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
         The job with its MLflow run.
 
     Raises:
-        SettingsError: the folder holds an unfinished run of other settings.
+        SettingsError: the folder holds an unfinished run of other settings, or an object store another run's
+            checkpoints.
         TrackingError: MLflow cannot be used as configured.
         RejectLimitError: none of the first samples can be used: nothing would be learned.
         StorageError: storage failed on every try.
     """
     identity = identity_of(job.settings, job.loader.manifest.content_hash)
     if record := _unfinished(job, identity):
+        job.folder.mkdir(parents=True, exist_ok=True)
         run_id = record.mlflow.run_id if record.mlflow else None
         mlflow = start_run(job.settings, num_nodes=num_nodes, run_id=run_id)
-        write_record(job.folder, replace(record, mlflow=mlflow))
+        write_record(job.checkpoints, replace(record, mlflow=mlflow))
         return replace(job, mlflow=mlflow)
+    _refuse_remote_leftovers(job)
     sample = find_sample(job)
     logger.info("one sample; what is supervised stands in colour, or in double brackets:\n%s", _show(job, sample))
     job = replace(job, mlflow=start_run(job.settings, num_nodes=num_nodes))
@@ -148,10 +161,19 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
     for stale in (ANSWERS_FILE, METRICS_FILE, STANDARDISATION_FILE, SUMMARY_FILE):  # an earlier run's, not this one's
         (job.folder / stale).unlink(missing_ok=True)
     for earlier in (job.checkpoints, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
-        if aside := store.set_aside(earlier):
+        if isinstance(earlier, Path) and (aside := store.set_aside(earlier)):
             logger.warning("what an earlier run made was moved to %s", aside)
-    write_record(job.folder, RunRecord(identity, job.mlflow))
+    write_record(job.checkpoints, RunRecord(identity, job.mlflow))
     return job
+
+
+def _refuse_remote_leftovers(job: Job) -> None:
+    """Raises SettingsError where an earlier run's checkpoints would have to be moved in an object store."""
+    place = job.checkpoints
+    if not isinstance(place, Path) and place.is_dir() and any(place.iterdir()):
+        raise SettingsError(
+            [f"checkpoint.path: {place} holds checkpoints of an earlier run: choose another place, or remove them"]
+        )
 
 
 def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:
@@ -160,7 +182,7 @@ def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:
     Raises:
         SettingsError: there is one, of other settings or data.
     """
-    record = read_record(job.folder)
+    record = read_record(job.checkpoints)
     if record is None or not job.settings.checkpoint.resume or (job.folder / SUMMARY_FILE).exists():
         return None
     if differences := record.differences(identity):
@@ -177,7 +199,7 @@ def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:
 def is_finished(settings: RunSettings) -> bool:
     """Returns whether the run folder holds a run of these settings and data that has come to its end."""
     folder = Path(settings.output)
-    record = read_record(folder)
+    record = read_record(checkpoints_of(settings))
     if record is None or not (folder / SUMMARY_FILE).exists():
         return False
     return not record.differences(identity_of(settings, prepare_job(settings).loader.manifest.content_hash))

@@ -12,6 +12,7 @@ from transformers.utils import logging as hf_logging
 
 from valley.checkpoints import store
 from valley.checkpoints.frozen import FrozenPart, name_frozen
+from valley.checkpoints.places import Place
 from valley.checkpoints.standardisation import read_moments
 from valley.checkpoints.versions import software_versions
 from valley.checkpoints.writer import Writer
@@ -38,7 +39,7 @@ class Keeper:
 
     def __init__(self, job: Job, engine: Engine, frozen: Mapping[str, FrozenPart]) -> None:
         self._job, self._engine, self._frozen = job, engine, frozen
-        self.newest: Path | None = None
+        self.newest: Place | None = None
         self._writer = Writer(
             job.checkpoints,
             rank=engine.rank,
@@ -47,7 +48,7 @@ class Keeper:
             completed=lambda: store.prune(job.checkpoints, job.settings.checkpoint.keep_last),
         )
 
-    def keep(self, result: FitResult, validation_loss: float | None) -> Path | None:
+    def keep(self, result: FitResult, validation_loss: float | None) -> Place | None:
         """Begins to write a checkpoint; older ones are pruned when it is complete.
 
         Args:
@@ -64,7 +65,7 @@ class Keeper:
             result.totals.num_steps, self._engine.snapshot(), self._describe(result, validation_loss)
         )
 
-    def finish(self) -> Path | None:
+    def finish(self) -> Place | None:
         """Waits for the last checkpoint; returns its folder.
 
         Raises:

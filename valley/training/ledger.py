@@ -38,7 +38,8 @@ class Ledger:
         self._validated = False
         self._add(before)
         if num_used:
-            earlier = [reject for reject in read_rejects(self.path) if reject.slot is not None]
+            listed = read_rejects(self.path) if self.path.exists() else []  # the run folder may be lost
+            earlier = [reject for reject in listed if reject.slot is not None]
             self._budget.add(num_used, earlier)
             self._add(earlier)
 

@@ -1,4 +1,4 @@
-"""What a run folder knows of its run, so that the same command goes on with it after whatever ended it."""
+"""What is known of a run beside its checkpoints, so that the same command goes on with it after whatever ended it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from valley.checkpoints.places import Place
 from valley.checkpoints.store import write_json
 from valley.model.saved import saved_folder
 from valley.training.mlflow_tracker import MlflowRun
@@ -54,7 +55,7 @@ class Start:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The run that a folder belongs to.
+    """The run that checkpoints belong to.
 
     Attributes:
         identity: what must be the same for it to go on: settings by their dotted paths, and the data's hash.
@@ -110,15 +111,16 @@ def _fingerprint(path: str | None) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if told else "none"
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
+def write_record(checkpoints: Place, record: RunRecord) -> None:
     """Writes the record, whole or not at all."""
-    write_json(folder / RECORD_FILE, asdict(record))
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_json(checkpoints / RECORD_FILE, asdict(record))
 
 
-def read_record(folder: Path) -> RunRecord | None:
-    """Returns the record of the run that a folder belongs to; None when there is none."""
+def read_record(checkpoints: Place) -> RunRecord | None:
+    """Returns the record of the run that wrote these checkpoints; None when there is none."""
     try:
-        content = json.loads((folder / RECORD_FILE).read_text())
+        content = json.loads((checkpoints / RECORD_FILE).read_text())
     except FileNotFoundError:
         return None
     mlflow = MlflowRun(**content["mlflow"]) if content["mlflow"] else None

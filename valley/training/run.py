@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from valley.checkpoints import store
+from valley.checkpoints.places import Place, on_disk
 from valley.errors import SettingsError
 from valley.model.build import build_model
 from valley.model.lora import add_lora
@@ -66,7 +66,7 @@ def train_rank(
     device: torch.device,
     stream: Stream = load_ahead,
     validation_stream: Stream = load_ahead,
-    report: Callable[[Path], None] = lambda checkpoint: None,
+    report: Callable[[Place], None] = lambda checkpoint: None,
     gauges: Callable[[], dict[str, float]] = process_gauges,
     followed: bool = False,
 ) -> FitResult:
@@ -192,11 +192,12 @@ def _log_beginnings(job: Job, engine: Engine, table: str, tracker: Tracker, firs
     if engine.rank != 0:
         return
     drop_answers(job.folder / ANSWERS_FILE, first_step)
-    if record := read_record(job.folder):
+    if record := read_record(job.checkpoints):
         record = record.started(first_step, engine.world_size)
-        write_record(job.folder, record)
+        write_record(job.checkpoints, record)
         tracker.log_metrics(first_step, {"run/restarts": len(record.starts) - 1})
-        tracker.log_artifact(job.folder / RECORD_FILE)
+        with on_disk(job.checkpoints / RECORD_FILE) as file:
+            tracker.log_artifact(file)
     (job.folder / TABLE_FILE).write_text(table + "\n")
     tracker.log_params(flatten(job.settings))
     for name in (SETTINGS_FILE, SAMPLE_FILE, TABLE_FILE):

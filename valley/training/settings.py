@@ -82,8 +82,10 @@ class EngineSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """When and how many checkpoints are kept."""
+    """Where checkpoints are kept, when they are written and how many."""
 
+    path: Location = ""
+    """Folder or fsspec URI (`s3://bucket/my-run`) of this run's checkpoints; empty: `checkpoints` in the run folder."""
     every_steps: NonNegativeInt = 500
     """Steps between checkpoints; 0: only at the end."""
     keep_last: PositiveInt = 3

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from valley.checkpoints.places import Place
 from valley.checkpoints.store import write_json
 from valley.data.rejects import Reject
 from valley.training.loop import FitResult
@@ -21,8 +22,8 @@ def summarise(
     result: FitResult,
     *,
     model: Path,
-    checkpoint: Path | None,
-    best_checkpoint: Path | None,
+    checkpoint: Place | None,
+    best_checkpoint: Place | None,
     rejects: Sequence[Reject],
     rejects_table: Path,
     mlflow: MlflowRun | None,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from valley.config import PRESETS, Location, Settings
 from valley.model.saved import MODEL_FOLDER
 from valley.training.job import ANSWERS_FILE, is_finished
@@ -31,6 +33,13 @@ class TwoStages(Settings):
     """Stage 1; its `output` is set by the one above."""
     finetune: RunSettings
     """Stage 2; its `output` likewise, its `model.path` by stage 1."""
+
+    @model_validator(mode="after")
+    def _stages_lie_apart(self) -> TwoStages:
+        path = self.pretrain.checkpoint.path
+        if path and path == self.finetune.checkpoint.path:
+            raise ValueError(f"pretrain.checkpoint.path and finetune.checkpoint.path are one, {path}: name two")
+        return self
 
     @property
     def first(self) -> RunSettings:

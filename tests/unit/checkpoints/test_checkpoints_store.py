@@ -30,7 +30,7 @@ def _fill(folder: Path, content: str) -> None:
 
 
 def steps(root: Path) -> list[int]:
-    return [step for step, _ in store.steps_on_disk(root)]
+    return [step for step, _ in store.steps_in(root)]
 
 
 def test_a_written_checkpoint_reads_back_with_every_file_and_what_was_said(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_damaged_file_makes_the_checkpoint_none(tmp_path: Path, damage: str) -
         file.unlink()
 
     with pytest.raises(CheckpointError, match=r"weights\.bin"):
-        store.verify(file.parents[1])
+        store.verify(store.read(file.parents[1]))
     found = store.newest_complete(tmp_path)
     assert found is not None
     assert found.step == 1

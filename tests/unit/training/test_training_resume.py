@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 from training_makers import run_ranks, run_settings, write_data
 
+from valley.checkpoints.export import export_model
 from valley.errors import SettingsError
-from valley.training.job import open_job, prepare_job
-from valley.training.record import read_record
+from valley.training.job import checkpoints_of, open_job, prepare_job
+from valley.training.record import RunRecord, read_record
 from valley.training.run import train_rank
 from valley.training.settings import RunSettings
 from valley.training.summary import read_summary
@@ -69,6 +72,10 @@ def weights(settings: RunSettings) -> dict[str, torch.Tensor]:
     return load_file(Path(settings.output) / "model" / "model.safetensors")
 
 
+def record_of(settings: RunSettings) -> RunRecord | None:
+    return read_record(checkpoints_of(settings))
+
+
 def consumed(log: Path) -> list[tuple[int, str]]:
     return [(int(slot), name) for slot, name in map(str.split, log.read_text().splitlines())]
 
@@ -85,7 +92,7 @@ def test_killed_and_started_again_a_run_ends_in_the_same_bits(engine: str, every
     kill_after(start(broken, tmp_path / "first.log"), broken, step=8)
     finish(start(broken, tmp_path / "second.log"))
 
-    record = read_record(Path(broken.output))
+    record = record_of(broken)
     assert record is not None
     went_on_from = record.starts[1].step
     assert went_on_from >= 5
@@ -128,7 +135,7 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path: Path)
     run_ranks(2, run_until, changed, 8, folder=tmp_path / "ranks")
     run_until(changed, None)
 
-    record = read_record(Path(changed.output))
+    record = record_of(changed)
     assert record is not None
     first, second = record.starts
     assert (first.step, first.num_workers, second.num_workers) == (0, 2, 1)
@@ -139,7 +146,7 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path: Path)
 def test_a_run_that_goes_on_stays_one_run_and_shows_it(tmp_path: Path) -> None:
     settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4}, tracking={"enabled": True})
     run_until(settings, 4)
-    first = read_record(Path(settings.output))
+    first = record_of(settings)
     run_until(settings, None)
 
     summary = read_summary(Path(settings.output))
@@ -164,7 +171,31 @@ def test_what_was_finished_is_done_anew_and_what_was_not_under_other_settings_is
     run_until(anew, None)
     assert (Path(settings.output) / "checkpoints.previous" / "step-00000004").is_dir()
     run_until(settings, 4)
-    record = read_record(Path(settings.output))
+    record = record_of(settings)
     assert record is not None
     assert record.starts[0].step == 0
     assert json.loads(record.identity["train.learning_rate"]) == 0.01
+
+
+def test_a_machine_lost_with_its_disk_loses_nothing_that_lies_in_an_object_store(tmp_path: Path) -> None:
+    MemoryFileSystem.store.clear()
+    straight = settings_in(tmp_path / "straight", checkpoint={"every_steps": 4})
+    lost = settings_in(tmp_path / "lost", checkpoint={"every_steps": 4, "path": "memory://bucket/run"})
+    run_until(straight, None)
+    run_until(lost, 8)
+    shutil.rmtree(lost.output)
+    run_until(lost, None)
+
+    record = record_of(lost)
+    assert record is not None
+    went_on_from = record.starts[1].step
+    assert went_on_from in (8, 12)
+    assert losses(lost) == {step: loss for step, loss in losses(straight).items() if step > went_on_from}
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(lost).items())
+    newest = Path(read_summary(Path(lost.output))["training_checkpoint"]).name
+    exported = export_model(f"memory://bucket/run/{newest}", tmp_path / "exported")
+    found = load_file(exported / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    with pytest.raises(SettingsError, match="holds checkpoints of an earlier run"):
+        open_job(prepare_job(lost))

@@ -66,7 +66,7 @@ def test_the_run_folder_tells_the_whole_story(finished: RunSettings) -> None:
 def test_the_newest_two_checkpoints_and_the_best_remain_and_name_what_is_frozen(finished: RunSettings) -> None:
     folder = Path(finished.output)
     summary = read_summary(folder)
-    kept = [step for step, _ in store.steps_on_disk(folder / "checkpoints")]
+    kept = [step for step, _ in store.steps_in(folder / "checkpoints")]
 
     assert kept[0] == summary["steps"]
     assert set(kept[2:]) <= {summary["best_step"]}

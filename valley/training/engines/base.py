@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from valley.checkpoints.fragments import Fragment, FragmentReader, copy_fragments, write_fragments
+from valley.checkpoints.places import Place
 from valley.checkpoints.rng import restore_rng, rng_state
 from valley.checkpoints.store import WEIGHTS_FILE
 from valley.data.collate import Batch
@@ -90,7 +91,7 @@ class Engine(Protocol):
         """
         ...
 
-    def load(self, folders: Sequence[Path]) -> None:
+    def load(self, folders: Sequence[Place]) -> None:
         """Goes on from what any engine on any number of ranks saved: the folders of all its ranks, in order."""
         ...
 
@@ -151,7 +152,7 @@ class BaseEngine:
 
         return write
 
-    def load(self, folders: Sequence[Path]) -> None:
+    def load(self, folders: Sequence[Place]) -> None:
         """See `Engine`."""
         self.take_fragments(FragmentReader([folder / STATE_FILE for folder in folders]))
         if self.rank < len(folders):
