@@ -27,6 +27,7 @@ from valley.training.ledger import Ledger
 from valley.training.loop import Cadence, FitResult, fit
 from valley.training.meter import Figures, StepMeter, process_gauges
 from valley.training.mlflow_tracker import MlflowTracker
+from valley.training.profiling import PROFILE_FOLDER, profiling
 from valley.training.progress import Progress, make_progress
 from valley.training.record import RECORD_FILE, read_record, write_record
 from valley.training.resume import take_over
@@ -91,7 +92,13 @@ def train_rank(
     first_step = result.totals.num_steps
     ledger = Ledger(engine, job.folder, settings.data, job.rejects, num_used=result.totals.num_samples)
     watchdog = Watchdog(settings.cluster.stuck_after_s, job.folder / f"stuck-rank-{engine.rank}.txt")
-    with _outlets(job, engine, first_step, followed=followed) as (tracker, progress), watchdog:
+    with (
+        _outlets(job, engine, first_step, followed=followed) as (tracker, progress),
+        profiling(
+            settings.profile if engine.rank == 0 else None, job.folder / PROFILE_FOLDER, tracker.log_artifact
+        ) as profiled,
+        watchdog,
+    ):
         progress.say(table)
         _log_beginnings(job, engine, table, tracker, first_step)
         guard = Guard(engine, job.folder, stage.spike)
@@ -99,6 +106,7 @@ def train_rank(
         def judge(step: Step, figures: Figures) -> None:
             watchdog.beat()
             guard.judge(step, figures)
+            profiled()
 
         def keep(known: FitResult, validation_loss: float | None) -> None:
             ledger.write()

@@ -111,6 +111,19 @@ class TrackingSettings(Settings):
     """Keep the final model among the run's artifacts, besides the run folder."""
 
 
+class ProfileSettings(Settings):
+    """Which steps torch's profiler watches, on the first worker."""
+
+    after: NonNegativeInt = 10
+    """Steps that pass before it warms up, for one step."""
+    steps: PositiveInt = 5
+    """Steps that it watches."""
+    shapes: bool = False
+    """Record the shapes of what operators are given."""
+    memory: bool = False
+    """Record what operators allocate and free."""
+
+
 class ClusterSettings(Settings):
     """Who gets which CPUs and GPUs."""
 
@@ -150,4 +163,6 @@ class RunSettings(Settings):
     engine: EngineSettings = EngineSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
+    profile: Annotated[ProfileSettings | None, BeforeValidator(_on_or_off)] = None
+    """`true`, or its settings: write a trace of a few steps and a table of operators into `profile/`."""
     cluster: ClusterSettings = ClusterSettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -24,7 +25,7 @@ from valley.training.curve import draw_loss_curve
 from valley.training.feed import load_ahead
 from valley.training.job import Job, find_sample, job_status, open_job, prepare_job
 from valley.training.run import train_rank
-from valley.training.settings import RunSettings
+from valley.training.settings import ProfileSettings, RunSettings
 from valley.training.summary import read_summary
 from valley.training.tracking import FileTracker, read_curve
 from valley.training.validation import Validator, answer_prompts, append_answers, held_out_slots, load_prompts
@@ -299,3 +300,20 @@ def test_sources_that_all_weigh_nothing_are_refused(tmp_path: Path) -> None:
     data = settings.data.model_copy(update={"sources": [nothing]})
     with pytest.raises(SettingsError, match=r"data\.sources: every weight is 0"):
         prepare_job(settings.model_copy(update={"data": data}))
+
+
+def test_a_profile_shows_the_steps_asked_for_and_what_they_ran(tmp_path: Path) -> None:
+    settings = run_settings(tmp_path, [write_data(tmp_path, "words", 20, pictures=False)])
+    settings = settings.model_copy(update={"profile": ProfileSettings(after=1, steps=2)})
+
+    train_rank(open_job(prepare_job(settings)), device=torch.device("cpu"))
+
+    with gzip.open(Path(settings.output) / "profile" / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    # The first step passes, the second warms the profiler up.
+    assert {name for event in events if (name := event["name"]).startswith("ProfilerStep")} == {
+        "ProfilerStep#2",
+        "ProfilerStep#3",
+    }
+    assert any("backward" in event["name"].lower() for event in events)
+    assert "aten::" in (Path(settings.output) / "profile" / "operators.txt").read_text()
