@@ -23,7 +23,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from valley.checkpoints.places import Place, files_below, remove, sync, sync_tree, to_fill, write_whole
+from valley.checkpoints.places import (
+    Place,
+    children,
+    files_below,
+    read_text,
+    remove,
+    size_of,
+    sync,
+    sync_tree,
+    to_fill,
+    write_whole,
+)
 from valley.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -81,7 +92,8 @@ def folder_of(root: Place, step: int) -> Place:
 def clear(folder: Place) -> None:
     """Makes a checkpoint's folder anew, without what an earlier attempt left."""
     _discard(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True)
 
 
 def write_rank(folder: Place, rank: int, write_files: Callable[[Path], None]) -> None:
@@ -104,7 +116,7 @@ def write_rank(folder: Place, rank: int, write_files: Callable[[Path], None]) ->
 
 def all_written(folder: Place, world_size: int) -> bool:
     """Returns whether every rank has written and hashed its files."""
-    return all((_rank_folder(folder, rank) / HASHES).exists() for rank in range(world_size))
+    return all(size_of(_rank_folder(folder, rank) / HASHES) is not None for rank in range(world_size))
 
 
 def write_manifest(folder: Place, step: int, world_size: int, info: Mapping[str, Any]) -> None:
@@ -118,15 +130,14 @@ def write_manifest(folder: Place, step: int, world_size: int, info: Mapping[str,
     """
     files: dict[str, Any] = {}
     for rank in range(world_size):
-        files |= json.loads((_rank_folder(folder, rank) / HASHES).read_text())
+        files |= json.loads(read_text(_rank_folder(folder, rank) / HASHES))
     content = {"format": FORMAT, "step": step, "world_size": world_size, "files": files, "info": dict(info)}
     write_json(folder / MANIFEST, content)
 
 
 def steps_in(root: Place) -> Iterator[tuple[int, Place]]:
     """Yields (step, folder) of whatever looks like a checkpoint, complete or not, the newest first."""
-    folders = root.iterdir() if root.is_dir() else iter(())
-    found = [(int(number), path) for path in folders if (number := _number(path.name)).isdigit()]
+    found = [(int(number), path) for path in children(root) if (number := _number(path.name)).isdigit()]
     yield from sorted(found, key=lambda entry: entry[0], reverse=True)
 
 
@@ -137,7 +148,7 @@ def read(path: Place) -> Checkpoint:
         CheckpointError: no manifest (the checkpoint was never completed), or a file is missing or has another size.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads(read_text(path / MANIFEST))
         files = {name: FileHash(**entry) for name, entry in manifest["files"].items()}
         checkpoint = Checkpoint(path, manifest["step"], manifest["world_size"], files, manifest["info"])
     except FileNotFoundError:
@@ -146,11 +157,7 @@ def read(path: Place) -> Checkpoint:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest: {error}") from error
     for name, expected in files.items():
         file = path / name
-        try:
-            found = file.stat().st_size
-        except FileNotFoundError:
-            found = None
-        if found != expected.num_bytes:
+        if (found := size_of(file)) != expected.num_bytes:
             raise CheckpointError(f"{file}: expected {expected.num_bytes} bytes, found {found}")
     return checkpoint
 
@@ -182,6 +189,11 @@ def newest_complete(root: Place) -> Checkpoint | None:
         else:
             return checkpoint
     return None
+
+
+def disown(folder: Place) -> None:
+    """Makes a checkpoint that turned out to be damaged an incomplete one, which nothing counts and nothing reads."""
+    remove(folder / MANIFEST)
 
 
 def best_complete(root: Place) -> Checkpoint | None:
@@ -285,5 +297,5 @@ def _rank_folder(folder: Place, rank: int) -> Place:
 
 def _discard(folder: Place) -> None:
     """Removes a checkpoint, its manifest first: half-removed is incomplete."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    disown(folder)
     remove(folder)

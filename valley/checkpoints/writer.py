@@ -96,10 +96,9 @@ class Writer:
         pending, self._pending = self._pending, None
         try:
             self._together(pending.folder, pending.files.result)
-        except CheckpointError:
+            self._together(pending.folder, pending.manifest.result)
+        finally:
             pending.given_up.set()
-            raise
-        self._together(pending.folder, pending.manifest.result)
         return pending.folder
 
     def _complete(self, folder: Place, step: int, info: Mapping[str, Any], given_up: threading.Event) -> None:

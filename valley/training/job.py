@@ -14,7 +14,7 @@ import yaml
 from jaxtyping import Int64
 
 from valley.checkpoints import store
-from valley.checkpoints.places import Place, to_place
+from valley.checkpoints.places import Place, children, to_place
 from valley.checkpoints.standardisation import STANDARDISATION_FILE
 from valley.data.collate import Sample
 from valley.data.loading import Loader, reading_policy
@@ -40,6 +40,7 @@ ANSWERS_FILE = "answers.json"
 SAMPLE_FILE = "sample.txt"
 SETTINGS_FILE = "settings.yaml"
 ADAPTER_FOLDER = "adapter"
+CHECKPOINTS_FOLDER = "checkpoints"
 _SLOTS_LOOKED_AT = 64
 
 
@@ -86,7 +87,7 @@ def checkpoints_of(settings: RunSettings) -> Place:
     Raises:
         SettingsError: a URI whose protocol is unknown, or whose package is not installed.
     """
-    return to_place(settings.checkpoint.path or str(Path(settings.output) / "checkpoints"))
+    return to_place(settings.checkpoint.path or str(Path(settings.output) / CHECKPOINTS_FOLDER))
 
 
 def prepare_job(settings: RunSettings) -> Job:
@@ -138,42 +139,45 @@ def open_job(job: Job, *, num_nodes: int = 1) -> Job:
         The job with its MLflow run.
 
     Raises:
-        SettingsError: the folder holds an unfinished run of other settings, or an object store another run's
-            checkpoints.
+        SettingsError: the folder holds an unfinished run of other settings, or `checkpoint.path` something else.
         TrackingError: MLflow cannot be used as configured.
         RejectLimitError: none of the first samples can be used: nothing would be learned.
         StorageError: storage failed on every try.
     """
     identity = identity_of(job.settings, job.loader.manifest.content_hash)
     if record := _unfinished(job, identity):
-        job.folder.mkdir(parents=True, exist_ok=True)
         run_id = record.mlflow.run_id if record.mlflow else None
         mlflow = start_run(job.settings, num_nodes=num_nodes, run_id=run_id)
-        write_record(job.checkpoints, replace(record, mlflow=mlflow))
+        write_record(job.checkpoints, replace(record, mlflow=mlflow or record.mlflow))
+        if not (job.folder / SETTINGS_FILE).exists():  # checkpoints elsewhere outlive a run folder
+            _write_beginnings(job, find_sample(job))
         return replace(job, mlflow=mlflow)
-    _refuse_remote_leftovers(job)
+    _refuse_leftovers(job)
     sample = find_sample(job)
     logger.info("one sample; what is supervised stands in colour, or in double brackets:\n%s", _show(job, sample))
     job = replace(job, mlflow=start_run(job.settings, num_nodes=num_nodes))
-    job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
-    (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
+    _write_beginnings(job, sample)
     for stale in (ANSWERS_FILE, METRICS_FILE, STANDARDISATION_FILE, SUMMARY_FILE):  # an earlier run's, not this one's
         (job.folder / stale).unlink(missing_ok=True)
-    for earlier in (job.checkpoints, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
-        if isinstance(earlier, Path) and (aside := store.set_aside(earlier)):
+    own = [] if job.settings.checkpoint.path else [Path(job.folder / CHECKPOINTS_FOLDER)]
+    for earlier in (*own, job.folder / ADAPTER_FOLDER, job.folder / MODEL_FOLDER):
+        if aside := store.set_aside(earlier):
             logger.warning("what an earlier run made was moved to %s", aside)
     write_record(job.checkpoints, RunRecord(identity, job.mlflow))
     return job
 
 
-def _refuse_remote_leftovers(job: Job) -> None:
-    """Raises SettingsError where an earlier run's checkpoints would have to be moved in an object store."""
-    place = job.checkpoints
-    if not isinstance(place, Path) and place.is_dir() and any(place.iterdir()):
-        raise SettingsError(
-            [f"checkpoint.path: {place} holds checkpoints of an earlier run: choose another place, or remove them"]
-        )
+def _write_beginnings(job: Job, sample: Sample) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / SAMPLE_FILE).write_text(_show(job, sample, colour=False) + "\n")
+    (job.folder / SETTINGS_FILE).write_text(yaml.safe_dump(job.settings.model_dump(mode="json"), sort_keys=False))
+
+
+def _refuse_leftovers(job: Job) -> None:
+    """Raises SettingsError where a new run would write among whatever is there: only a run folder is cleared for it."""
+    place = job.settings.checkpoint.path
+    if place and children(job.checkpoints):
+        raise SettingsError([f"checkpoint.path: {place} is not empty: choose another place, or remove what is there"])
 
 
 def _unfinished(job: Job, identity: Mapping[str, str]) -> RunRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from valley.training.loop import FitResult
 from valley.training.settings import RunSettings
 from valley.training.stage import ParameterGroup, compute_dtype
 
+logger = logging.getLogger(__name__)
+
 
 class Keeper:
     """Writes checkpoints and the final model; every rank has one and calls it at the same steps.
@@ -38,14 +41,13 @@ class Keeper:
     """
 
     def __init__(self, job: Job, engine: Engine, frozen: Mapping[str, FrozenPart]) -> None:
-        self._job, self._engine, self._frozen = job, engine, frozen
-        self.newest: Place | None = None
+        self._job, self._engine, self.frozen = job, engine, frozen
         self._writer = Writer(
             job.checkpoints,
             rank=engine.rank,
             world_size=engine.world_size,
             agree=lambda ok: engine.all_reduce_sum([float(not ok)]) == [0.0],
-            completed=lambda: store.prune(job.checkpoints, job.settings.checkpoint.keep_last),
+            completed=self._prune,
         )
 
     def keep(self, result: FitResult, validation_loss: float | None) -> Place | None:
@@ -61,9 +63,9 @@ class Keeper:
         Raises:
             CheckpointError: on all ranks, when one of them could not write this one or the one before.
         """
-        return self._writer.start(
-            result.totals.num_steps, self._engine.snapshot(), self._describe(result, validation_loss)
-        )
+        before = self._writer.finish()  # before the snapshot: two of them might not fit into memory
+        self._writer.start(result.totals.num_steps, self._engine.snapshot(), self._describe(result, validation_loss))
+        return before
 
     def finish(self) -> Place | None:
         """Waits for the last checkpoint; returns its folder.
@@ -71,8 +73,14 @@ class Keeper:
         Raises:
             CheckpointError: on all ranks, when one of them could not write.
         """
-        self.newest = self._writer.finish()
-        return self.newest
+        return self._writer.finish()
+
+    def _prune(self) -> None:
+        """Removes older checkpoints; what cannot be removed, as in a bucket that forbids it, is no reason to stop."""
+        try:
+            store.prune(self._job.checkpoints, self._job.settings.checkpoint.keep_last)
+        except OSError as error:
+            logger.warning("an old checkpoint could not be removed: %s", error)
 
     def save_model(self) -> Path:
         """Writes the whole model and its processor as a Hugging Face folder, in the precision it was trained in."""
@@ -117,7 +125,7 @@ class Keeper:
                 "samples_per_epoch": order.samples_per_epoch,
                 "data": job.loader.manifest.content_hash,
             },
-            "frozen": {part: asdict(named) for part, named in self._frozen.items()},
+            "frozen": {part: asdict(named) for part, named in self.frozen.items()},
             "standardisation": read_moments(job.folder),
             "settings": job.settings.model_dump(mode="json"),
             "mlflow": asdict(job.mlflow) if job.mlflow else None,

@@ -85,7 +85,7 @@ def start_run(settings: RunSettings, *, num_nodes: int = 1, run_id: str | None =
     Args:
         settings: the run's settings.
         num_nodes: nodes of the cluster.
-        run_id: the run to go on with, when the job goes on.
+        run_id: the run to go on with, when the job goes on; where nobody knows it, a new one says what it continues.
 
     Returns:
         The run; None when tracking is off.
@@ -103,14 +103,29 @@ def start_run(settings: RunSettings, *, num_nodes: int = 1, run_id: str | None =
 
     try:
         client = _client(uri)
-        if run_id is not None:
+        if run_id is not None and _is_known(client, run_id):
             client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             return MlflowRun(uri, run_id)
+        tags = {} if run_id is None else {"valley.continues": run_id}
         name = settings.tracking.run_name or Path(settings.output).name
-        run = client.create_run(_experiment(client, uri, settings.tracking.experiment), run_name=name)
+        run = client.create_run(_experiment(client, uri, settings.tracking.experiment), run_name=name, tags=tags)
         return MlflowRun(uri, run.info.run_id)
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(f"tracking.uri: {uri} cannot be used: {_first_line(error)}") from error
+
+
+def _is_known(client: MlflowClient, run_id: str) -> bool:
+    """Whether the server has the run: a new machine's own database has not."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logger.warning("MLflow does not know the run %s that goes on: another one is begun", run_id)
+        return False
+    return True
 
 
 def end_run(run: MlflowRun | None, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from valley.training.settings import ProfileSettings
+
+logger = logging.getLogger(__name__)
 
 PROFILE_FOLDER = "profile"
 _ROWS = 40
@@ -30,7 +33,11 @@ def profiling(
         yield lambda: None
         return
 
+    done = False
+
     def write(profiler: profile) -> None:
+        nonlocal done
+        done = True
         folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / "trace.json.gz"))
         table = profiler.key_averages().table(sort_by=_most_wanted(), row_limit=_ROWS, max_name_column_width=60)
@@ -47,6 +54,8 @@ def profiling(
         profile_memory=settings.memory,
     ) as profiler:
         yield profiler.step
+    if not done:
+        logger.warning("nothing was profiled: fewer than %d steps were taken", settings.after + 2)
 
 
 def _most_wanted() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from valley.checkpoints.places import Place
+from valley.checkpoints.places import Place, read_text
 from valley.checkpoints.store import write_json
 from valley.model.saved import saved_folder
 from valley.training.mlflow_tracker import MlflowRun
@@ -36,6 +36,9 @@ _INDIFFERENT = (
     "train.spike",
 )
 """Among those, what changes how it is computed and not what."""
+
+_LOOKS, _LOOK_BYTES = 64, 1 << 16
+"""How often, and how much of it, a file is looked at: small ones are read whole, and large ones are not."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,30 @@ def identity_of(settings: RunSettings, data_hash: str) -> dict[str, str]:
 
 
 def _fingerprint(path: str | None) -> str:
-    """The files of a saved model, by their sizes and times."""
-    files = sorted(Path(saved_folder(path)).glob("*")) if path else []
-    told = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16] if told else "none"
+    """The files of a saved model by their names, sizes and samples of their bytes: copies of a model are the same."""
+    files = sorted(file for file in Path(saved_folder(path)).glob("*") if file.is_file()) if path else []
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            for begin in sorted({size * part // _LOOKS for part in range(_LOOKS)}):
+                content.seek(begin)
+                digest.update(content.read(_LOOK_BYTES))
+    return digest.hexdigest()[:16] if files else "none"
 
 
 def write_record(checkpoints: Place, record: RunRecord) -> None:
     """Writes the record, whole or not at all."""
-    checkpoints.mkdir(parents=True, exist_ok=True)
+    if isinstance(checkpoints, Path):
+        checkpoints.mkdir(parents=True, exist_ok=True)
     write_json(checkpoints / RECORD_FILE, asdict(record))
 
 
 def read_record(checkpoints: Place) -> RunRecord | None:
     """Returns the record of the run that wrote these checkpoints; None when there is none."""
     try:
-        content = json.loads((checkpoints / RECORD_FILE).read_text())
+        content = json.loads(read_text(checkpoints / RECORD_FILE))
     except FileNotFoundError:
         return None
     mlflow = MlflowRun(**content["mlflow"]) if content["mlflow"] else None

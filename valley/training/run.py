@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
+import numpy as np
 import torch
+from jaxtyping import Int64
 
 from valley.checkpoints import store
 from valley.checkpoints.places import Place, on_disk
-from valley.errors import SettingsError
+from valley.data.collate import Sample
+from valley.data.loading import Loader
+from valley.errors import CheckpointError, DivergedError, RejectLimitError, SettingsError
 from valley.model.build import build_model
 from valley.model.lora import add_lora
 from valley.training.curve import draw_loss_curve
@@ -87,8 +91,8 @@ def train_rank(
     """
     settings, stage = job.settings, job.settings.train
     engine, meter, keeper, table = _build(job, device)
+    result = take_over(job, engine, keeper.frozen)
     standardise(job, engine)
-    result = take_over(job, engine)
     first_step = result.totals.num_steps
     ledger = Ledger(engine, job.folder, settings.data, job.rejects, num_used=result.totals.num_samples)
     watchdog = Watchdog(settings.cluster.stuck_after_s, job.folder / f"stuck-rank-{engine.rank}.txt")
@@ -127,10 +131,14 @@ def train_rank(
                 inspect=ledger.inspect,
                 judge=judge,
                 report=keep,
-                evaluate=_examiner(job, engine, ledger, tracker, progress, validation_stream),
+                evaluate=_examiner(job, engine, ledger, tracker, progress, _beating(watchdog, validation_stream)),
                 gauges=gauges if engine.rank == 0 else dict,
                 result=result,
             )
+        except (DivergedError, RejectLimitError):
+            with suppress(CheckpointError):  # raised on all ranks: what is being written is worth having
+                keeper.finish()
+            raise
         finally:
             progress.close()
             ledger.write()
@@ -139,6 +147,17 @@ def train_rank(
             report(complete)
         _finish(job, engine, keeper, ledger, tracker, result)
     return result
+
+
+def _beating(watchdog: Watchdog, stream: Stream) -> Stream:
+    """The same stream, every batch of which shows that something is being done."""
+
+    def beating(loader: Loader, slots: Int64[np.ndarray, " N"], batch_size: int) -> Iterator[list[Sample]]:
+        for samples in stream(loader, slots, batch_size):
+            watchdog.beat()
+            yield samples
+
+    return beating
 
 
 def _feed(job: Job, engine: Engine, stream: Stream, first_step: int) -> Iterator[Step]:
@@ -250,12 +269,13 @@ def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: T
     if engine.rank != 0:
         return
     folder = job.folder
+    newest = next(iter(store.complete(job.checkpoints)), None)
     best = store.best_complete(job.checkpoints)
     draw_loss_curve(folder / METRICS_FILE, folder / CURVE_FILE, f"{folder.name}: {job.total_steps} steps")
     summary = summarise(
         result,
         model=model,
-        checkpoint=keeper.newest,
+        checkpoint=newest.path if newest else None,
         best_checkpoint=best.path if best else None,
         rejects=ledger.rejects,
         rejects_table=ledger.path,

@@ -91,7 +91,8 @@ class CheckpointSettings(Settings):
     keep_last: PositiveInt = 3
     """Newest checkpoints kept; the best by validation loss is kept besides."""
     resume: bool = True
-    """Go on with an unfinished run in the run folder; false: begin anew, its checkpoints are moved aside."""
+    """Go on with an unfinished run in the run folder; false: begin anew, its checkpoints are moved aside
+    (with a `path` of its own, that has to be empty)."""
 
 
 class TrackingSettings(Settings):
@@ -135,7 +136,8 @@ class ClusterSettings(Settings):
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Times that lost workers are replaced and the training goes on from its last checkpoint; -1: always."""
     stuck_after_s: PositiveFloat | None = 1800.0
-    """Seconds without a step after which a worker counts as stuck and ends itself; null: never."""
+    """Seconds without a step after which a worker counts as stuck and ends itself, more than a checkpoint takes to be
+    written or uploaded; null: never."""
     gpu: bool | Literal["auto"] = "auto"
     """Train on GPUs; `auto`: when the cluster has one."""
     cpus_per_worker: NonNegativeFloat | Literal["auto"] = "auto"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from valley.checkpoints import store
 from valley.checkpoints.fragments import MASTER, Fragment, FragmentReader, copy_fragments, write_fragments
-from valley.checkpoints.places import Place, on_disk, to_place
+from valley.checkpoints.places import Place, on_disk, to_fill, to_place
 from valley.checkpoints.writer import Writer
 from valley.errors import CheckpointError, SettingsError
 
@@ -116,3 +118,31 @@ def test_a_file_uri_is_a_folder_and_an_unknown_protocol_is_a_settings_error(tmp_
     assert to_place(f"file://{tmp_path}/run") == tmp_path / "run"
     with pytest.raises(SettingsError, match="nosuch"):
         to_place("nosuch://bucket/run")
+
+
+def test_a_store_that_fails_is_not_taken_for_an_empty_one(bucket: Place) -> None:
+    write(bucket, 1)
+
+    class Failing(MemoryFileSystem):
+        """Refuses to list."""
+
+        protocol = "failing"
+
+        def ls(self, path: str, detail: bool = True, **others: object) -> list[object]:
+            raise PermissionError(13, "listing is forbidden", path)
+
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    with pytest.raises(OSError, match="may not be read"):
+        store.complete(to_place("failing://bucket/run"))
+
+
+def test_what_a_killed_upload_left_on_the_disk_is_cleared_by_the_next(bucket: Place, tmp_path: Path) -> None:
+    folder = bucket / "step-00000001" / "rank-00000"
+    with to_fill(folder) as first:
+        (first / "part.bin").write_text("left")
+        copied = shutil.copytree(first, tmp_path / "left")
+    shutil.copytree(copied, first)  # as if the block had never ended
+
+    with to_fill(bucket / "step-00000002" / "rank-00000") as second:
+        assert second == first
+        assert list(second.iterdir()) == []

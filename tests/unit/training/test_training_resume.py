@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 from training_makers import run_ranks, run_settings, write_data
 
+from valley.checkpoints import store
 from valley.checkpoints.export import export_model
-from valley.errors import SettingsError
+from valley.errors import CheckpointError, SettingsError
 from valley.training.job import checkpoints_of, open_job, prepare_job
 from valley.training.record import RunRecord, read_record
 from valley.training.run import train_rank
@@ -124,7 +127,9 @@ def run_until(settings: RunSettings, last: int | None) -> None:
     try:
         train_rank(job, device=torch.device("cpu"), report=report)
     except StopError:
-        return
+        for thread in threading.enumerate():  # the one being written is finished behind a stopped run
+            if thread.name.startswith("checkpoint"):
+                thread.join()
 
 
 def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path: Path) -> None:
@@ -177,25 +182,119 @@ def test_what_was_finished_is_done_anew_and_what_was_not_under_other_settings_is
     assert json.loads(record.identity["train.learning_rate"]) == 0.01
 
 
-def test_a_machine_lost_with_its_disk_loses_nothing_that_lies_in_an_object_store(tmp_path: Path) -> None:
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A place in an object store that this process keeps in memory."""
     MemoryFileSystem.store.clear()
+    yield "memory://bucket/run"
+    MemoryFileSystem.store.clear()
+
+
+def test_a_machine_lost_with_its_disk_loses_nothing_that_lies_in_an_object_store(tmp_path: Path, bucket: str) -> None:
     straight = settings_in(tmp_path / "straight", checkpoint={"every_steps": 4})
-    lost = settings_in(tmp_path / "lost", checkpoint={"every_steps": 4, "path": "memory://bucket/run"})
+    lost = settings_in(tmp_path / "lost", checkpoint={"every_steps": 4, "path": bucket}, tracking={"enabled": True})
     run_until(straight, None)
     run_until(lost, 8)
+    first = record_of(lost)
     shutil.rmtree(lost.output)
+    elsewhere = {"uri": f"sqlite:///{tmp_path}/another-machine.db"}
+    lost = lost.model_copy(update={"tracking": lost.tracking.model_copy(update=elsewhere)})
     run_until(lost, None)
 
     record = record_of(lost)
+    assert first is not None
+    assert first.mlflow is not None
     assert record is not None
+    assert record.mlflow is not None
     went_on_from = record.starts[1].step
     assert went_on_from in (8, 12)
     assert losses(lost) == {step: loss for step, loss in losses(straight).items() if step > went_on_from}
     expected = weights(straight)
     assert all(torch.equal(value, expected[name]) for name, value in weights(lost).items())
+    tags = MlflowClient(record.mlflow.uri).get_run(record.mlflow.run_id).data.tags
+    assert tags["valley.continues"] == first.mlflow.run_id
+    assert (Path(lost.output) / "settings.yaml").exists()
     newest = Path(read_summary(Path(lost.output))["training_checkpoint"]).name
-    exported = export_model(f"memory://bucket/run/{newest}", tmp_path / "exported")
+    exported = export_model(f"{bucket}/{newest}", tmp_path / "exported")
     found = load_file(exported / "model.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
-    with pytest.raises(SettingsError, match="holds checkpoints of an earlier run"):
+    with pytest.raises(SettingsError, match="is not empty"):
         open_job(prepare_job(lost))
+
+
+def test_a_folder_of_other_things_is_never_moved_for_a_new_run(tmp_path: Path) -> None:
+    (tmp_path / "everyones" / "other-run").mkdir(parents=True)
+    settings = settings_in(tmp_path / "run", checkpoint={"path": str(tmp_path / "everyones")})
+
+    with pytest.raises(SettingsError, match="is not empty"):
+        open_job(prepare_job(settings))
+
+    assert [path.name for path in (tmp_path / "everyones").iterdir()] == ["other-run"]
+
+
+def test_a_damaged_newest_checkpoint_costs_only_itself(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4, "keep_last": 2})
+    run_until(settings, 8)
+    root = Path(settings.output) / "checkpoints"
+    newest, before = store.complete(root)[:2]
+    state = newest.path / "rank-00000" / "state.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    run_until(settings, None)
+
+    record = record_of(settings)
+    assert record is not None
+    assert record.starts[1].step == before.step
+    kept = store.complete(root)
+    assert [checkpoint.step for checkpoint in kept[:2]] == [20, 16]
+    for checkpoint in kept:
+        store.verify(checkpoint)
+
+
+@pytest.mark.parametrize("trouble", ["all are damaged", "storage fails"])
+def test_a_run_whose_checkpoints_cannot_be_read_stops_instead_of_beginning_anew(tmp_path: Path, trouble: str) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4})
+    run_until(settings, 4)
+    for checkpoint in store.complete(Path(settings.output) / "checkpoints"):
+        state = Path(checkpoint.path) / "rank-00000" / "state.safetensors"
+        if trouble == "storage fails":  # of the right size, and reading it is an error
+            size = state.stat().st_size
+            state.unlink()
+            state.mkdir()
+            manifest = Path(checkpoint.path) / store.MANIFEST
+            manifest.write_text(
+                manifest.read_text().replace(f'"num_bytes": {size}', f'"num_bytes": {state.stat().st_size}')
+            )
+        else:
+            state.write_bytes(b"?" * state.stat().st_size)
+
+    with pytest.raises(CheckpointError, match="could not be read" if trouble == "storage fails" else "is whole"):
+        run_until(settings, None)
+
+    assert losses(settings)[4] > 0
+
+
+def test_another_frozen_part_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4})
+    run_until(settings, 4)
+    for checkpoint in store.complete(Path(settings.output) / "checkpoints"):
+        manifest = Path(checkpoint.path) / store.MANIFEST
+        manifest.write_text(manifest.read_text().replace(checkpoint.info["frozen"]["llm"]["sha256"], "0" * 64))
+
+    with pytest.raises(CheckpointError, match="the frozen part 'llm'"):
+        run_until(settings, None)
+
+
+def test_a_start_without_tracking_does_not_forget_the_mlflow_run(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path / "run", checkpoint={"every_steps": 4}, tracking={"enabled": True})
+    run_until(settings, 4)
+    first = record_of(settings)
+    untracked = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"enabled": False})})
+    run_until(untracked, 8)
+
+    second = record_of(settings)
+    assert first is not None
+    assert second is not None
+    assert first.mlflow is not None
+    assert second.mlflow == first.mlflow

@@ -133,7 +133,7 @@ def test_a_second_run_in_the_folder_moves_the_firsts_checkpoints_aside(
     with caplog.at_level(logging.INFO):
         open_job(job)
 
-    assert not job.checkpoints.exists()
+    assert [path.name for path in job.checkpoints.iterdir()] == ["run.json"]
     assert (job.folder / "checkpoints.previous" / "step-00000999").is_dir()
     assert not (job.folder / "summary.json").exists()
     assert "[[" in (job.folder / "sample.txt").read_text()
