@@ -24,7 +24,7 @@ from valley.model.processing import ValleyProcessor, build_processor
 from valley.model.settings import LLMSettings, ModelSettings, VisionSettings
 from valley.training.engines import ENGINES, Engine
 from valley.training.settings import EngineSettings, RunSettings, StageSettings
-from valley.training.stage import prepare
+from valley.training.stage import compute_dtype, prepare
 
 MODEL = ModelSettings(
     vision=VisionSettings(name="tiny", pretrained=None, micro_batch=2), llm=LLMSettings(name="tiny"), temporal="v3"
@@ -90,12 +90,12 @@ def batch(rows: Sequence[int]) -> Batch:
     return collate([samples()[row] for row in rows], processor().tokenizer.pad_token_id)
 
 
-def new_model() -> ValleyForConditionalGeneration:
-    return build_model(MODEL, seed=0)
+def new_model(stage: StageSettings = STAGE) -> ValleyForConditionalGeneration:
+    return build_model(MODEL, seed=0, dtype=compute_dtype(stage))
 
 
 def new_engine(name: str, stage: StageSettings = STAGE, settings: EngineSettings = EXACT) -> Engine:
-    model = new_model()
+    model = new_model(stage)
     return ENGINES[name](model, prepare(model, stage), stage, settings, torch.device("cpu"))
 
 
