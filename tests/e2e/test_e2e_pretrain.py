@@ -150,6 +150,32 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(clips: Path, plain_r
     assert [point.value for point in history] == [0, 1]
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_a_node_goes_on_with_the_worker_that_is_left(clips: Path, plain_run: RunSettings) -> None:
+    words = [
+        "cluster.num_workers=[1,2]",
+        "cluster.cpus_per_worker=1.5",
+        "cluster.max_decoders=2",
+        "train.epochs=3",
+        "checkpoint.every_steps=2",
+        "tracking.enabled=false",
+    ]
+    settings = settings_of(clips, "lost-node", *words)
+    file = clips / "lost-node.json"
+    file.write_text(settings.model_dump_json())
+    subprocess.run([sys.executable, str(Path(__file__).with_name("lost_node.py")), str(file), "3"], check=True)
+
+    record = read_record(checkpoints_of(settings))
+    assert record is not None
+    assert [start.num_workers for start in record.starts] == [2, 1]
+    assert record.starts[1].step >= 2
+    plain = read_curve(Path(plain_run.output) / "metrics.jsonl", "train/loss")
+    losses = read_curve(Path(settings.output) / "metrics.jsonl", "train/loss")
+    assert list(losses.values()) == pytest.approx(list(plain.values()), abs=1e-3)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_every_worker_runs_into_is_not_tried_again(bad_folder: Path) -> None:

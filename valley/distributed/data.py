@@ -94,7 +94,8 @@ def stream(
     )
     parts = [slots[start : start + slots_per_task] for start in range(0, len(slots), slots_per_task)]
     blocks = [pa.table({"slot": part}) for part in parts]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    # Not from_arrow, whose task of a whole CPU for each block waits for ever where no node has one to spare.
+    dataset = ray.data.from_blocks(blocks).map_batches(
         Decoder,
         fn_constructor_args=(loader,),
         batch_size=None,
