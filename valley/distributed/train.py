@@ -63,7 +63,7 @@ def _shown(job: Job) -> Iterator[bool]:
 
 def _fit(job: Job, split: Split, *, followed: bool) -> None:
     # Typed as a whole number by mistake: a range makes the group elastic.
-    num_workers: Any = (split.min_workers, split.num_workers) if split.is_elastic else split.num_workers
+    num_workers: Any = (split.min_workers, split.max_workers) if split.is_elastic else split.num_workers
     trainer = TorchTrainer(
         _work,
         # In the object store once, not in every message that carries the worker's configuration.
