@@ -78,7 +78,7 @@ def test_eight_ranks_get_their_slots_in_order_within_the_global_limits(tmp_path:
 
 
 def test_a_decoder_that_dies_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
-    split = Split(1, 1, False, 0.5, 1, 0.5, 100 * MIB)
+    split = Split(1, 1, 1, False, 0.5, 1, 0.5, 100 * MIB)
     seen = consume([ray.put(DyingLoader(tmp_path / "died"))], np.arange(32), split, 0.0)
     assert seen == list(range(32))
     assert (tmp_path / "died").exists()

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -32,8 +32,9 @@ class Split:
     """The cluster's share-out between training workers and decoders.
 
     Attributes:
-        num_workers: training workers.
+        num_workers: training workers that there is room for now.
         min_workers: as few may go on when nodes are lost.
+        max_workers: as many may go on when nodes join.
         gpu: whether each has a GPU.
         cpus_per_worker: logical CPUs of a training worker.
         num_decoders: decode actors over the whole cluster.
@@ -43,6 +44,7 @@ class Split:
 
     num_workers: int
     min_workers: int
+    max_workers: int
     gpu: bool
     cpus_per_worker: float
     num_decoders: int
@@ -52,7 +54,7 @@ class Split:
     @property
     def is_elastic(self) -> bool:
         """Whether the number of workers may change."""
-        return self.min_workers < self.num_workers
+        return self.min_workers < self.max_workers
 
     @property
     def decoders_per_worker(self) -> int:
@@ -65,8 +67,9 @@ class Split:
         return self.object_store_bytes // self.num_workers
 
     def __str__(self) -> str:
+        room = f" (of {self.min_workers} to {self.max_workers})" if self.is_elastic else ""
         trainers = (
-            f"{self.num_workers} worker(s) with {self.cpus_per_worker:g} CPU{' + 1 GPU' if self.gpu else ''} each"
+            f"{self.num_workers} worker(s){room} with {self.cpus_per_worker:g} CPU{' + 1 GPU' if self.gpu else ''} each"
         )
         decoders = f"{self.num_decoders} decoder(s) with {self.cpus_per_decoder:g} CPU each"
         return f"{trainers}; {decoders}; {self.object_store_bytes >> 20} MiB of samples in flight"
@@ -77,7 +80,9 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
 
     Args:
         resources: what the cluster has to give, by Ray's names.
-        settings: numbers asked for; `auto` is filled in. Of a range of workers, as many as there is room for.
+        settings: numbers asked for; `auto` is filled in. Of a range of workers, as many as there is room for now, and
+            later as many as find a GPU. Without GPUs the number does not grow: Ray Train would at once put so many
+            workers on the CPUs that are there that none is left to decode with.
 
     Raises:
         ClusterError: too few GPUs or CPUs, with the numbers.
@@ -90,9 +95,11 @@ def share_out(resources: Mapping[str, float], settings: ClusterSettings) -> Spli
     error: ClusterError | None = None
     for num_workers in range(most, fewest - 1, -1):
         try:
-            return _split(resources, settings, num_workers, fewest, gpu=gpu)
+            split = _split(resources, settings, num_workers, fewest, gpu=gpu)
         except ClusterError as problem:
             error = problem
+        else:
+            return replace(split, max_workers=most) if gpu and num_workers == gpus else split
     raise error or AssertionError("a range of workers is never empty")
 
 
@@ -129,6 +136,7 @@ def _split(
     return Split(
         num_workers=num_workers,
         min_workers=min_workers,
+        max_workers=num_workers,
         gpu=gpu,
         cpus_per_worker=cpus_per_worker,
         num_decoders=num_decoders,

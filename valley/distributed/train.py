@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from valley.distributed.cluster import Split, connect, free_resources, num_nodes, share_out, store_bytes_used
 from valley.distributed.data import RayStream
-from valley.errors import DivergedError, ModelError, RejectLimitError, SettingsError, ValleyError
+from valley.distributed.failures import end_together, forget_failure, read_failure
+from valley.errors import ValleyError
 from valley.training.feed import load_ahead
 from valley.training.job import Job, job_status, open_job, prepare_job
 from valley.training.meter import process_gauges
@@ -32,10 +32,6 @@ from valley.training.summary import format_summary, read_summary
 from valley.training.tracking import METRICS_FILE
 
 logger = logging.getLogger(__name__)
-
-FINAL = (SettingsError, ModelError, RejectLimitError, DivergedError)
-"""Errors that every rank runs into, and would run into again."""
-FAILURE_FILE = "failure.pickle"
 
 
 def run_on_ray(settings: RunSettings) -> str:
@@ -67,7 +63,7 @@ def _shown(job: Job) -> Iterator[bool]:
 
 def _fit(job: Job, split: Split, *, followed: bool) -> None:
     # Typed as a whole number by mistake: a range makes the group elastic.
-    num_workers: Any = (split.min_workers, split.num_workers) if split.is_elastic else split.num_workers
+    num_workers: Any = (split.min_workers, split.max_workers) if split.is_elastic else split.num_workers
     trainer = TorchTrainer(
         _work,
         # In the object store once, not in every message that carries the worker's configuration.
@@ -87,14 +83,13 @@ def _fit(job: Job, split: Split, *, followed: bool) -> None:
         ),
         dataset_config=DataConfig(),
     )
-    failure = job.folder / FAILURE_FILE
-    failure.unlink(missing_ok=True)
+    forget_failure(job.folder)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        _raise_cause(error)
-    if failure.exists():
-        raise pickle.loads(failure.read_bytes())
+        _raise_cause(read_failure(job.folder), error)
+    if failure := read_failure(job.folder):
+        raise failure
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -110,19 +105,17 @@ def _work(config: dict[str, Any]) -> None:
     workers_here = ray.train.get_context().get_local_world_size()
     cores = max(1, (os.cpu_count() or 1) // workers_here)
     held_out = partial(load_ahead, num_threads=min(split.decoders_per_worker, cores))
-    try:
-        train_rank(
-            job,
-            device=get_device(),
-            stream=RayStream(split),
-            validation_stream=held_out,
-            gauges=_gauges,
-            followed=config["followed"],
-        )
-    except FINAL as error:
-        # Ray Train would start the workers again, in vain. All ranks come here, so none is left waiting.
-        if ray.train.get_context().get_world_rank() == 0:
-            (job.folder / FAILURE_FILE).write_bytes(pickle.dumps(error))
+    work = partial(
+        train_rank,
+        job,
+        device=get_device(),
+        stream=RayStream(split),
+        validation_stream=held_out,
+        gauges=_gauges,
+        followed=config["followed"],
+    )
+    context = ray.train.get_context()
+    end_together(work, job.folder, rank=context.get_world_rank(), world_size=context.get_world_size())
 
 
 def _gauges() -> dict[str, float]:
@@ -131,8 +124,10 @@ def _gauges() -> dict[str, float]:
     return {**process_gauges(), "memory/object_store_share": share}
 
 
-def _raise_cause(error: ray.train.TrainingFailedError) -> NoReturn:
+def _raise_cause(final: ValleyError | None, error: ray.train.TrainingFailedError) -> NoReturn:
     """Raises the error of the worker that failed, when it is one of ours: its message is the one that helps."""
+    if final:
+        raise final from error
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         cause: BaseException | None = failure

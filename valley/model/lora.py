@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from valley.errors import ModelError
 from valley.model.modeling import LORA_MARK, PARTS, ValleyForConditionalGeneration
@@ -22,7 +23,10 @@ from valley.model.settings import LoRASettings
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "other_weights.safetensors"
 BASE_FILE = "base.json"
-_BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_BASE = ".base_layer."
+# A state dict tells of a layer no more than its name, and a square weight does not show which way it lies: so peft's
+# name of the update says it. Conv1D (GPT-2) keeps its weight as [in, out].
+_LINEAR, _CONV1D = "default", "conv1d"
 _LLM = f"{PARTS['llm']}."
 _PEFT_PREFIX = "base_model.model."
 
@@ -36,16 +40,41 @@ def add_lora(model: ValleyForConditionalGeneration, settings: LoRASettings, *, s
         seed: of its first factors; the second begin at 0.
 
     Raises:
-        ModelError: the language model has none of the places.
+        ModelError: the language model has none of the places, or one of them is not a linear layer of its own.
     """
     from peft import inject_adapter_in_model
 
+    has_conv1d = any(isinstance(layer, Conv1D) for layer in model.language_model.modules())
+    adapter = _CONV1D if has_conv1d else _LINEAR
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            inject_adapter_in_model(_peft_config(settings), model.language_model)
+            inject_adapter_in_model(_peft_config(settings, adapter), model.language_model, adapter_name=adapter)
         except ValueError as error:
             raise ModelError(f"lora.targets: {settings.targets}: {error}") from error
+    _check_places(model, settings, Conv1D if has_conv1d else nn.Linear)
+
+
+def _check_places(model: ValleyForConditionalGeneration, settings: LoRASettings, kind: type[nn.Module]) -> None:
+    """Refuses an update that could not be merged at the end."""
+    from peft.tuners.lora import LoraLayer
+
+    embeddings: Any = model.get_input_embeddings()
+    for name, layer in model.language_model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        found = layer.get_base_layer()
+        if not isinstance(found, kind):
+            raise ModelError(
+                f"lora.targets: {settings.targets}: {name} is a layer of class {type(found).__name__}; in this "
+                f"language model only those of class {kind.__name__} can have an update"
+            )
+        # Embeddings may have got an update of their own by now, and are then told by the check above.
+        if found.weight is getattr(embeddings, "weight", None):
+            raise ModelError(
+                f"lora.targets: {settings.targets}: {name} shares its weights with the input embeddings: an update of "
+                "the one would change the other"
+            )
 
 
 def merge_lora(weights: Mapping[str, Tensor], settings: LoRASettings) -> dict[str, Tensor]:
@@ -65,8 +94,9 @@ def merge_lora(weights: Mapping[str, Tensor], settings: LoRASettings) -> dict[st
         plain = name.replace(_BASE, ".")
         place = plain.removesuffix(".weight")
         if plain != name and plain.endswith(".weight"):
-            down, up = weights[place + _DOWN].float(), weights[place + _UP].float()
-            merged[plain] = (value.float() + settings.scale * (up @ down)).to(value.dtype)
+            adapter = _CONV1D if f"{place}.lora_A.{_CONV1D}.weight" in weights else _LINEAR
+            down, up = (weights[f"{place}.lora_{factor}.{adapter}.weight"] for factor in "AB")
+            merged[plain] = _add(value, down, up, settings, transposed=adapter == _CONV1D)
         else:
             merged[plain] = value
     return merged
@@ -82,7 +112,8 @@ def save_adapter(weights: Mapping[str, Tensor], settings: LoRASettings, folder: 
         base: the Valley model that the training began from.
         llm: name or path of its language model, for peft.
     """
-    config = _peft_config(settings)
+    has_conv1d = any(f".{_CONV1D}." in name for name in weights if LORA_MARK in name)
+    config = _peft_config(settings, _CONV1D if has_conv1d else _LINEAR)
     config.base_model_name_or_path = llm
     config.save_pretrained(folder)
     update = {_peft_name(name): value for name, value in weights.items() if LORA_MARK in name}
@@ -107,14 +138,21 @@ def merge_adapter(folder: Path, base: ValleyForConditionalGeneration) -> None:
         name = f"{_LLM}{place.removeprefix(_PEFT_PREFIX)}.weight"
         if name not in state:
             raise ModelError(f"{folder}: an update of {name}, which the base model does not have")
-        change = settings.scale * (update[f"{place}.lora_B.weight"].float() @ update[f"{place}.lora_A.weight"].float())
-        new[name] = (state[name].float() + change).to(state[name].dtype)
+        down, up = (update[f"{place}.lora_{factor}.weight"] for factor in "AB")
+        is_conv1d = isinstance(base.get_submodule(name.removesuffix(".weight")), Conv1D)
+        new[name] = _add(state[name], down, up, settings, transposed=is_conv1d)
     found: Any = base.load_state_dict(new, strict=False)
     if found.unexpected_keys:
         raise ModelError(f"{folder}: the base model does not have {', '.join(found.unexpected_keys[:5])}")
 
 
-def _peft_config(settings: LoRASettings) -> Any:
+def _add(weight: Tensor, down: Tensor, up: Tensor, settings: LoRASettings, *, transposed: bool) -> Tensor:
+    """A weight with its update added; `transposed`: the weight is kept as [in, out]."""
+    change = settings.scale * (up.float() @ down.float())
+    return (weight.float() + (change.T if transposed else change)).to(weight.dtype)
+
+
+def _peft_config(settings: LoRASettings, adapter: str) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -123,10 +161,12 @@ def _peft_config(settings: LoRASettings) -> Any:
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
         bias="none",
+        fan_in_fan_out=adapter == _CONV1D,
         task_type="CAUSAL_LM",
     )
 
 
 def _peft_name(name: str) -> str:
     """The name that peft gives a weight of the language model's update in a file."""
-    return _PEFT_PREFIX + name.removeprefix(_LLM).replace(".default.", ".")
+    plain = name.removeprefix(_LLM).replace(f".{_LINEAR}.weight", ".weight").replace(f".{_CONV1D}.weight", ".weight")
+    return _PEFT_PREFIX + plain

@@ -5,11 +5,12 @@ A collective whose other side never comes, a storage mount that hangs, a deadloc
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
+import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 STUCK = 75
 """Exit status of a process that ended itself (EX_TEMPFAIL: trying again may help)."""
+STDERR = 2
+"""Its file descriptor; Python's object for it may be replaced, or locked by a thread that is stuck in it."""
+LAST_WORDS_S = 3.0
+"""Seconds to tell where the threads stood before the process ends."""
 
 
 class Watchdog:
@@ -55,13 +60,44 @@ class Watchdog:
                 self._end(patience_s)
 
     def _end(self, patience_s: float) -> None:
-        with self._report.open("w") as file:
-            faulthandler.dump_traceback(file)
+        """Tells where the threads stand, as far as that can be told in time, and ends the process whatever happens."""
+        try:
+            stacks = _stacks()
+            # What hangs may be the disk, the log or the other end of a pipe. Each gets a thread, none can stop the end.
+            tellers = [
+                threading.Thread(target=self._report.write_text, args=(stacks,), daemon=True),
+                threading.Thread(target=self._say, args=(patience_s, stacks), daemon=True),
+            ]
+            for teller in tellers:
+                teller.start()
+            give_up_s = time.monotonic() + LAST_WORDS_S
+            for teller in tellers:
+                teller.join(max(0.0, give_up_s - time.monotonic()))
+        finally:
+            os._exit(STUCK)
+
+    def _say(self, patience_s: float, stacks: str) -> None:
+        os.write(STDERR, stacks.encode())
         logger.critical(
             "nothing was done for %g s (cluster.stuck_after_s): this worker ends itself; where each of its threads "
-            "stood is in %s",
+            "stood is above, and in %s if that could be written",
             patience_s,
             self._report,
         )
         logging.shutdown()
-        os._exit(STUCK)
+
+
+def _stacks() -> str:
+    """Where every thread stands, innermost call first.
+
+    `faulthandler` would hold the interpreter's lock while it writes, and with it the whole process if the writing
+    hangs; `traceback`, left to itself, would read source files.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for ident, frame in sys._current_frames().items():
+        lines.append(f"Thread {ident} ({names.get(ident, 'unknown')}):")
+        for called, line in traceback.walk_stack(frame):
+            code = called.f_code
+            lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_qualname}')
+    return "\n".join(lines) + "\n"

@@ -13,7 +13,9 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 from valley.model.configuration import ValleyConfig, ValleyVisionConfig
+from valley.model.lora import add_lora, merge_adapter, merge_lora, save_adapter
 from valley.model.modeling import ValleyForConditionalGeneration
+from valley.model.settings import LoRASettings
 
 SHAPE = {
     "vocab_size": 72,
@@ -142,6 +144,26 @@ def test_an_added_tokens_row_starts_as_the_backbone_would_embed_it(name: str) ->
     with torch.no_grad():
         model.added_tokens.weight.copy_(model.get_input_embeddings()(torch.tensor(list(ADDED))))
     torch.testing.assert_close(model(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_low_rank_update_merges_into_a_model_that_answers_the_same(name: str, tmp_path: Path) -> None:
+    settings, updated, inputs = LoRASettings(rank=4, alpha=12), build(name), batch()
+    plain_logits = updated(**inputs).logits
+    add_lora(updated, settings, seed=1)
+    with torch.no_grad():
+        for value in updated.module_parameters("lora").values():
+            value.normal_(std=0.1)
+    expected = updated(**inputs).logits
+    assert not torch.allclose(expected, plain_logits, atol=1e-2)
+
+    merged, read = build(name), build(name)
+    merged.load_state_dict(merge_lora(updated.state_dict(), settings))
+    save_adapter(updated.module_parameters("lora"), settings, tmp_path, base="base", llm="llm")
+    merge_adapter(tmp_path, read)
+
+    torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(read(**inputs).logits, expected, atol=1e-3, rtol=1e-4)
 
 
 LOAD = """

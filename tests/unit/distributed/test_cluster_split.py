@@ -49,3 +49,30 @@ def test_more_workers_than_gpus_are_refused() -> None:
 
 def test_gpus_may_be_left_alone() -> None:
     assert share_out(NODE, ClusterSettings(gpu=False)).num_workers == 1
+
+
+def test_a_range_of_workers_may_grow_to_the_asked_number_where_gpus_are_what_is_short() -> None:
+    two_gpus = {"CPU": 24.0, "GPU": 2.0, "object_store_memory": 25e9}
+    split = share_out(two_gpus, ClusterSettings(num_workers=(1, 4), cpus_per_decoder=1))
+    assert (split.min_workers, split.num_workers, split.max_workers) == (1, 2, 4)
+    assert split.is_elastic
+    # Of what is there now: 22 CPUs beside the two workers, and their halves of the object store.
+    assert (split.num_decoders, split.decoders_per_worker) == (22, 11)
+    assert split.bytes_per_worker == split.object_store_bytes // 2
+    assert "2 worker(s) (of 1 to 4) with 1 CPU + 1 GPU each; 22 decoder(s)" in str(split)
+    one_gpu = two_gpus | {"GPU": 1.0}
+    assert share_out(one_gpu, ClusterSettings(num_workers=(1, 4))).is_elastic
+
+
+def test_workers_that_would_take_the_decoders_cpus_are_not_let_in_later_either() -> None:
+    short_of_cpus = {"CPU": 3.0, "GPU": 4.0}
+    words = {"num_workers": (1, 4), "cpus_per_decoder": 0.5}
+    split = share_out(short_of_cpus, ClusterSettings(**words))
+    assert (split.num_workers, split.max_workers) == (2, 2)
+    split = share_out(LAPTOP, ClusterSettings(**words))
+    assert (split.min_workers, split.num_workers, split.max_workers) == (1, 2, 2)
+
+
+def test_a_fixed_number_of_workers_stays() -> None:
+    assert not share_out(NODE, ClusterSettings(num_workers=8)).is_elastic
+    assert share_out(NODE, ClusterSettings(num_workers=(1, 8))).max_workers == 8

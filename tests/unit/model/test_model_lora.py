@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_makers import llama, make_model
 from peft import PeftModel
 from training_makers import STAGE, batch, new_model
+from transformers import GPT2Config, PreTrainedConfig
 
 from valley.errors import ModelError
 from valley.model.lora import add_lora, merge_adapter, merge_lora, save_adapter
@@ -97,6 +99,21 @@ def test_what_is_saved_fits_pefts_own_model_and_adds_up_to_the_same(
 def test_places_that_are_not_there_are_refused() -> None:
     with pytest.raises(ModelError, match=r"^lora\.targets: \['nowhere'\]"):
         add_lora(new_model(), LORA.model_copy(update={"targets": ["nowhere"]}), seed=0)
+
+
+def test_embeddings_and_an_output_layer_that_shares_their_weights_are_refused() -> None:
+    def add(name: str, text: PreTrainedConfig) -> None:
+        add_lora(make_model(text=text), LORA.model_copy(update={"targets": [name]}), seed=0)
+
+    with pytest.raises(
+        ModelError, match=r"^lora\.targets: \['embed_tokens'\]: .*embed_tokens is a layer of class Embed"
+    ):
+        add("embed_tokens", llama())
+    with pytest.raises(ModelError, match=r"^lora\.targets: \['lm_head'\]: lm_head shares its weights with the input"):
+        add("lm_head", llama(tie_word_embeddings=True))
+    with pytest.raises(ModelError, match=r"lm_head is a layer of class Linear; .* only those of class Conv1D"):
+        add("lm_head", GPT2Config(vocab_size=80, n_embd=32, n_layer=1, n_head=4))
+    add("lm_head", llama())
 
 
 def test_an_adapter_of_another_model_is_refused(updated: ValleyForConditionalGeneration, tmp_path: Path) -> None:

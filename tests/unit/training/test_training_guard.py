@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from training_makers import batch, new_engine, run_settings, write_data
 
 from valley.checkpoints import store
 from valley.errors import DivergedError
+from valley.training import watchdog
 from valley.training.feed import Step
 from valley.training.guard import Guard
 from valley.training.job import open_job, prepare_job
@@ -66,24 +68,54 @@ def test_the_checkpoint_before_a_diverged_step_is_kept(tmp_path: Path) -> None:
     assert not (job.folder / "summary.json").exists()
 
 
-def test_a_process_that_does_nothing_for_too_long_ends_itself_and_says_where_it_stood(tmp_path: Path) -> None:
-    code = """
-import sys, time
+STUCK_CODE = """
+import os, runpy, sys, time
 from pathlib import Path
-from valley.training.watchdog import Watchdog
+Watchdog = runpy.run_path(sys.argv[4])["Watchdog"]  # the file alone: the package would take seconds to import
 def waits_for_ever():
     time.sleep(600)
+if sys.argv[3] == "mute":  # until nothing more fits into the pipe
+    os.set_blocking(2, False)
+    try:
+        while True:
+            os.write(2, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(2, True)
 with Watchdog(float(sys.argv[1]), Path(sys.argv[2])) as dog:
-    if sys.argv[3] == "stuck":
+    if sys.argv[3] != "done":
         waits_for_ever()
 """
 
-    def run(patience_s: float, what: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, str(patience_s), str(tmp_path / "stuck.txt"), what]
-        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
-    stuck = run(0.5, "stuck")
+def watched(patience_s: float, report: Path, what: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STUCK_CODE, str(patience_s), str(report), what, watchdog.__file__]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_process_that_does_nothing_for_too_long_ends_itself_and_says_where_it_stood(tmp_path: Path) -> None:
+    stuck = watched(0.5, tmp_path / "stuck.txt", "stuck")
+    done = watched(100, tmp_path / "done.txt", "done")
+    said = stuck.communicate(timeout=200)[1]
+
     assert stuck.returncode == STUCK
-    assert "nothing was done for 0.5 s (cluster.stuck_after_s)" in stuck.stderr
-    assert "waits_for_ever" in (tmp_path / "stuck.txt").read_text()
-    assert run(100, "done").returncode == 0
+    assert "nothing was done for 0.5 s (cluster.stuck_after_s)" in said
+    assert "in waits_for_ever" in said
+    assert "in waits_for_ever" in (tmp_path / "stuck.txt").read_text()
+    done.communicate(timeout=200)
+    assert done.returncode == 0
+    assert not (tmp_path / "done.txt").exists()
+
+
+def test_it_ends_itself_where_nothing_can_be_written_or_writing_hangs(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    missing = watched(0.5, tmp_path / "no" / "such" / "folder" / "stuck.txt", "stuck")
+    hanging = watched(0.5, tmp_path / "pipe", "stuck")  # nobody reads it: opening it never returns
+    mute = watched(0.5, tmp_path / "mute.txt", "mute")
+
+    assert mute.wait(timeout=200) == STUCK
+    assert "in waits_for_ever" in (tmp_path / "mute.txt").read_text()
+    for process in (missing, hanging):
+        said = process.communicate(timeout=200)[1]
+        assert process.returncode == STUCK
+        assert "in waits_for_ever" in said
+        assert "nothing was done for 0.5 s" in said
