@@ -132,7 +132,7 @@ class ClusterSettings(Settings):
     """Ray cluster to join; null: `$RAY_ADDRESS`, else a local one is started."""
     num_workers: NonNegativeInt | Literal["auto"] | tuple[PositiveInt, PositiveInt] = "auto"
     """Training workers; `auto`: one a GPU, or one on CPUs; 0: one plain process without Ray; [1, 4]: as many as there
-    are, going on with what is left when nodes are lost."""
+    are, going on with what is left when nodes are lost, and on more GPUs when nodes with GPUs join."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Times that lost workers are replaced and the training goes on from its last checkpoint; -1: always."""
     stuck_after_s: PositiveFloat | None = 1800.0
