@@ -183,10 +183,9 @@ def test_what_was_finished_is_done_anew_and_what_was_not_under_other_settings_is
 
 
 @pytest.fixture
-def bucket() -> Iterator[str]:
-    """A place in an object store that this process keeps in memory."""
-    MemoryFileSystem.store.clear()
-    yield "memory://bucket/run"
+def bucket(tmp_path: Path) -> Iterator[str]:
+    """A place in an object store that this process keeps in memory, of this test alone."""
+    yield f"memory://{tmp_path.name}/run"
     MemoryFileSystem.store.clear()
 
 
