@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from checkpoint_makers import fill, write
 from fsspec.implementations.memory import MemoryFileSystem
 
 from valley.checkpoints import store
@@ -27,20 +28,6 @@ def bucket() -> Iterator[Place]:
     MemoryFileSystem.store.clear()
 
 
-def write(root: Place, step: int, loss: float | None = None) -> Place:
-    writer = Writer(root)
-    writer.start(step, lambda folder: _fill(folder, f"weights of {step}"), {"validation_loss": loss})
-    path = writer.finish()
-    assert path is not None
-    return path
-
-
-def _fill(folder: Path, content: str) -> None:
-    (folder / "weights.bin").write_text(content)
-    (folder / "nested").mkdir()
-    (folder / "nested" / "state.bin").write_text(content * 2)
-
-
 def test_a_checkpoint_in_an_object_store_reads_back_whole(bucket: Place) -> None:
     path = write(bucket, 7, loss=0.5)
 
@@ -50,7 +37,7 @@ def test_a_checkpoint_in_an_object_store_reads_back_whole(bucket: Place) -> None
     assert (str(found.path), found.step, found.validation_loss) == ("memory://bucket/run/step-00000007", 7, 0.5)
     assert sorted(found.files) == ["rank-00000/nested/state.bin", "rank-00000/weights.bin"]
     with on_disk(path / "rank-00000" / "weights.bin") as copy:
-        assert (copy.name, copy.read_text()) == ("weights.bin", "weights of 7")
+        assert (copy.name, copy.read_text()) == ("weights.bin", "weights")
     assert not copy.exists()
 
 
@@ -61,7 +48,7 @@ def test_what_is_not_whole_in_an_object_store_is_passed_over(bucket: Place, dama
     if damage == "no manifest":
         (newer / store.MANIFEST).unlink()
     elif damage == "another byte":
-        (newer / "rank-00000" / "weights.bin").write_text("weights of 3")
+        (newer / "rank-00000" / "weights.bin").write_text("weightz")
     else:
         (newer / "rank-00000" / "weights.bin").unlink()
 
@@ -75,7 +62,7 @@ def test_an_upload_that_fails_leaves_no_manifest_and_says_what_failed(bucket: Pl
     write(bucket, 1)
 
     def fail(folder: Path) -> None:
-        _fill(folder, "half")
+        fill(folder, "half")
         raise OSError(28, "No space left on device")
 
     writer = Writer(bucket)

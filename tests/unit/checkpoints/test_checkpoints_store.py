@@ -9,24 +9,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from checkpoint_makers import fill, write
 
 from valley.checkpoints import store
 from valley.checkpoints.writer import Writer
 from valley.errors import CheckpointError
-
-
-def write(root: Path, step: int, loss: float | None = None, content: str = "weights") -> Path:
-    writer = Writer(root)
-    writer.start(step, lambda folder: _fill(folder, content), {"validation_loss": loss, "position": step})
-    path = writer.finish()
-    assert path is not None
-    return path
-
-
-def _fill(folder: Path, content: str) -> None:
-    (folder / "weights.bin").write_text(content)
-    (folder / "nested").mkdir()
-    (folder / "nested" / "state.bin").write_text(content * 2)
 
 
 def steps(root: Path) -> list[int]:
@@ -155,8 +142,8 @@ def test_an_earlier_runs_checkpoints_are_moved_not_mixed(tmp_path: Path) -> None
 
 def test_a_published_folder_replaces_the_one_before_and_a_failure_leaves_it(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    store.publish(target, lambda folder: _fill(folder, "first"))
-    store.publish(target, lambda folder: _fill(folder, "second"))
+    store.publish(target, lambda folder: fill(folder, "first"))
+    store.publish(target, lambda folder: fill(folder, "second"))
 
     def fail(folder: Path) -> None:
         (folder / "weights.bin").write_text("third")
