@@ -2,6 +2,9 @@
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,6 @@ def diverge() -> None:
 
 
 def find_no_model() -> None:
-    time.sleep(0.3)
     raise ModelError("no such tower")
 
 
@@ -30,14 +32,30 @@ def test_a_rank_alone_with_a_final_error_leaves_it_and_raises_it_when_the_others
 
 
 def test_ranks_that_all_have_one_return_and_the_lowest_ranks_is_told(tmp_path: Path) -> None:
-    late = threading.Thread(target=end_together, args=(find_no_model, tmp_path), kwargs={"rank": 2, "world_size": 3})
-    late.start()
-    other = threading.Thread(target=end_together, args=(diverge, tmp_path), kwargs={"rank": 10, "world_size": 3})
-    other.start()
-    end_together(diverge, tmp_path, rank=11, world_size=3)
-    late.join()
-    other.join()
+    all_at_work = threading.Barrier(3)
+
+    def fail(with_error: Callable[[], None]) -> None:
+        all_at_work.wait(timeout=60)
+        with_error()
+
+    with ThreadPoolExecutor(3) as ranks:
+        ends = [
+            ranks.submit(end_together, partial(fail, with_error), tmp_path, rank=rank, world_size=3)
+            for rank, with_error in ((2, find_no_model), (10, diverge), (11, diverge))
+        ]
+    assert [end.result() for end in ends] == [None, None, None]
     assert isinstance(read_failure(tmp_path), ModelError)
+
+
+def test_a_rank_that_comes_after_anothers_final_error_does_nothing_and_is_not_waited_for(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as ranks:
+        early = ranks.submit(end_together, diverge, tmp_path, rank=0, world_size=2)
+        while read_failure(tmp_path) is None:
+            time.sleep(0.01)
+        end_together(lambda: pytest.fail("worked after the end"), tmp_path, rank=1, world_size=2)
+    assert early.result() is None
+    forget_failure(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_started_again_after_a_final_error_do_nothing(tmp_path: Path) -> None:
