@@ -49,8 +49,8 @@ format: venv ## write the formatting and the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: venv ## the test suite
-	$(BIN)/pytest -m "not slow"
+test: venv ## the test suite, a file at a time on each of two processes
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: venv ## the tests that take longer
 	$(BIN)/pytest -m slow

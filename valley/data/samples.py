@@ -8,13 +8,13 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from valley.config import Location, Settings
+from valley.config import PRESETS, Location, Settings
 from valley.data.clips import make_clips
-from valley.data.scenes import KINDS, make_scenes
+from valley.data.scenes import DESIGNS, KINDS, PATTERNS, make_scenes
 from valley.data.writing import write_text
 from valley.errors import MissingMediaError
 
@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 class SamplesSettings(Settings):
     """What to make, and where."""
+
+    presets: ClassVar[Path] = PRESETS / "samples"
 
     output: Location = "samples"
     """Folder to fill; `summary.json` tells what is in it."""
@@ -34,6 +36,12 @@ class SamplesSettings(Settings):
     """Same seed, same data."""
     kinds: list[str] = list(KINDS)
     """Kinds of question; only scenes that carry one of them are made."""
+    designs: list[str] = list(DESIGNS)
+    """Designs of scenes: `still` and so on."""
+    patterns: list[str] = list(PATTERNS)
+    """Patterns of the grounds; `smooth` ones are the easiest to tell an object from."""
+    longest_s: Annotated[int, Field(ge=4)] = 24
+    """Seconds that no generated clip exceeds; short ones are made, and decoded, sooner."""
     workers: PositiveInt = Field(default_factory=lambda: os.cpu_count() or 1)
     """Processes that paint and encode; one for each core unless given."""
     real: bool = True
@@ -44,7 +52,7 @@ def make_samples(settings: SamplesSettings) -> dict[str, Any]:
     """Makes what is missing and returns what is there, which is also written to `summary.json` in the folder.
 
     Raises:
-        SettingsError: a kind is not known, or the folder holds clips that are not ours.
+        SettingsError: a name is not known, or the folder holds clips that are not ours.
     """
     output = Path(settings.output)
     started_s = time.perf_counter()
@@ -55,6 +63,9 @@ def make_samples(settings: SamplesSettings) -> dict[str, Any]:
         seed=settings.seed,
         workers=settings.workers,
         kinds=settings.kinds,
+        designs=settings.designs,
+        patterns=settings.patterns,
+        longest_s=settings.longest_s,
     )
     questions = json.loads(scenes.heldout_questions.read_text(encoding="utf-8"))
     summary = {

@@ -78,6 +78,12 @@ def test_v2_starts_near_the_mean_on_tokens_of_unit_size() -> None:
     assert weights.max() < 0.6
 
 
+@pytest.mark.parametrize("temporal", ["v3", "v3_table"])
+def test_v3_starts_by_adding_the_last_frame_in_some_channels_and_taking_it_off_in_others(temporal: str) -> None:
+    scale = build_model(settings(temporal=temporal), seed=0).temporal.layer.norm2.weight
+    assert set(scale.tolist()) == {-1.0, 1.0}
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("spare_rows", [0, 40])
 def test_a_backbone_keeps_its_weights_and_gets_rows_at_the_mean(tmp_path: Path, spare_rows: int, tied: bool) -> None:

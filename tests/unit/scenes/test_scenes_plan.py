@@ -55,7 +55,7 @@ def test_twins_differ_in_nothing_but_the_order_of_their_pictures_and_have_opposi
     opposite = {"left": "right", "up": "down", "growing": "shrinking"}
     opposite |= {value: key for key, value in opposite.items()}
     seen = Counter()
-    for one, other in (twins for twins in pairs.values() if twins[0].design != "count"):
+    for one, other in (twins for twins in pairs.values() if twins[0].design not in ("still", "count")):
         assert one.backwards != other.backwards
         assert replace(one, id="", kinds=(), backwards=False) == replace(other, id="", kinds=(), backwards=False)
         for index in (0, 1, one.num_frames - 1):
@@ -67,7 +67,7 @@ def test_twins_differ_in_nothing_but_the_order_of_their_pictures_and_have_opposi
                 assert {left.answer, right.answer} == set(left.choices)
             else:
                 assert opposite[left.answer] == right.answer
-    assert min(seen[kind] for kind in ("direction", "size", "order")) > 150
+    assert min(seen[kind] for kind in ("direction", "size", "order")) > 120
 
 
 def timed(scene: Scene):
@@ -82,9 +82,9 @@ def test_heldout_twins_share_the_questions_that_one_picture_answers(heldout):
 def test_whatever_one_picture_should_answer_is_in_sight_all_the_time(heldout):
     for scene in heldout:
         if any(KINDS[kind].single_frame for kind in scene.kinds):
-            assert all(
-                state.opacity == 1 for time_s in range(scene.span_s + 1) for state in scene.states(float(time_s))
-            )
+            for state in (state for time_s in range(scene.span_s + 1) for state in scene.states(float(time_s))):
+                assert state.opacity == 1
+                assert max(abs(state.x), abs(state.y)) + state.radius <= 1
 
 
 def test_training_clips_are_asked_everything_they_can_answer(train):
@@ -132,7 +132,10 @@ def test_no_attribute_tells_the_answer(kind, asked):
             continue
         statistic, freedom = chi_square(pairs)
         # the 0.998 quantile of chi-square, by Wilson and Hilferty: that of 2.9 standard deviations
-        assert statistic < freedom * (1 - 2 / (9 * freedom) + 2.878 * (2 / (9 * freedom)) ** 0.5) ** 3, name
+        quantile = freedom * (1 - 2 / (9 * freedom) + 2.878 * (2 / (9 * freedom)) ** 0.5) ** 3
+        # Two decks, each without repeats, meet in a table that spreads this much wider than one of independent draws.
+        sides = [len(set(column)) for column in zip(*pairs, strict=True)]
+        assert statistic < quantile * (1 + 1 / (max(sides) - 1)), name
 
 
 def answer_of(question: Question) -> str:
@@ -153,8 +156,11 @@ def test_objects_that_matter_stay_inside_the_central_square_and_apart(train):
     for scene in train[:400]:
         for time_s in np.linspace(0, scene.span_s, 9):
             states = scene.states(float(time_s))
-            for state in states:
-                assert max(abs(state.x), abs(state.y)) + state.radius <= 1.0
+            for actor, state in zip(scene.actors, states, strict=True):
+                centre = {"x": abs(state.x), "y": abs(state.y)}
+                if scene.design == "slide":
+                    assert centre.pop(actor.motion.property) - 0.6 * state.radius <= 1.0
+                assert max(centre.values()) + state.radius <= 1.0
             for number, state in enumerate(states):
                 for other in states[:number]:
                     assert np.hypot(state.x - other.x, state.y - other.y) > touching(state, other)
@@ -173,7 +179,7 @@ def test_a_moving_object_moves_visibly_between_pictures_two_seconds_apart_but_ne
     for scene in train:
         if scene.design in ("slide", "scale"):
             motion = scene.actors[0].motion
-            assert 0.3 <= motion.turns <= 0.6
+            assert 0.25 <= motion.turns <= 0.6
             assert motion.turns * 2 / scene.span_s <= 0.3
 
 
@@ -189,6 +195,21 @@ def test_only_designs_that_carry_a_wanted_kind_are_made():
     scenes = plan_scenes("train", 41, seed=0, kinds=("order", "size"))
     assert len(scenes) == 41
     assert {(scene.design, scene.kinds) for scene in scenes} == {("order", ("order",)), ("scale", ("size",))}
+
+
+def test_only_wanted_designs_patterns_and_lengths_are_used():
+    scenes = plan_scenes(
+        "heldout",
+        60,
+        seed=0,
+        kinds=("shape", "direction"),
+        designs=("still", "slide", "count"),
+        patterns=("smooth",),
+        longest_s=6,
+    )
+    assert {(scene.design, scene.kinds) for scene in scenes} == {("still", ("shape",)), ("slide", ("direction",))}
+    assert {scene.background.pattern for scene in scenes} == {"smooth"}
+    assert {scene.span_s for scene in scenes} == {4, 6}
 
 
 @pytest.mark.parametrize("num_clips", [0, 1, 2, 3, 7, 33])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from valley.command import parse_command
+from valley.config import load_settings, preset_names
 from valley.data.samples import SamplesSettings, make_samples
 from valley.errors import SettingsError
 
@@ -16,6 +17,12 @@ def test_the_summary_tells_what_is_in_the_folder(tmp_path):
     assert summary.pop("seconds") > 0
     assert summary == {"clips": 6, "clips_made_now": 6, "real_clips": 0, "questions": {"count": 4}}
     assert make_samples(settings)["clips_made_now"] == 0
+
+
+@pytest.mark.parametrize("preset", preset_names(SamplesSettings))
+def test_every_preset_makes_something(preset, tmp_path):
+    settings = load_settings(SamplesSettings, preset, [f"output={tmp_path}", "clips=2", "heldout=2", "workers=1"])
+    assert make_samples(settings)["clips"] == 4
 
 
 def test_the_job_takes_settings_and_names_wrong_ones():

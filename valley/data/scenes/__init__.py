@@ -13,7 +13,9 @@ and dialogues in the paper's format (appendix B). Questions need what they ask:
 `KINDS` says of each kind of question whether one frame suffices.
 """
 
+from valley.data.scenes.plan import DESIGNS
 from valley.data.scenes.questions import KINDS
+from valley.data.scenes.scene import PATTERNS
 from valley.data.scenes.write import ScenesInfo, make_scenes
 
-__all__ = ["KINDS", "ScenesInfo", "make_scenes"]
+__all__ = ["DESIGNS", "KINDS", "PATTERNS", "ScenesInfo", "make_scenes"]

@@ -1,7 +1,8 @@
 """How one object of a scene moves: where it is, how large and how visible, at any time.
 
 Positions and sizes are in units of half the picture's short side, from its centre (x to the right, y down), so that
-everything within [-1, 1] survives the centre crop of any transform.
+everything within [-1, 1] survives the centre crop of any transform. Only an object that slides leaves it at the ends of
+its way.
 
 Both motions are built so that a single picture says nothing about the answer. The obvious design fails: an object that
 simply travels to the right starts on the left more often than on the right, and its first picture gives it away. No

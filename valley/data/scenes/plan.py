@@ -26,7 +26,9 @@ SPANS_S = (4, 4, 4, 6, 6, 6, 8, 8, 10, 12, 16, 24)
 MAX_COUNT = 4
 
 _EDGE = 0.96
-"""Objects stay within this distance from the centre, in half short sides."""
+"""Objects stay within this distance from the centre, in half short sides; one that slides, across its way only."""
+_OUTSIDE = 0.6
+"""How far the centre of one that slides leaves the central square, in radii."""
 
 
 def _deck(rng: np.random.Generator, values: Sequence[T]) -> Iterator[T]:
@@ -39,16 +41,16 @@ def _deck(rng: np.random.Generator, values: Sequence[T]) -> Iterator[T]:
 class _Dealer:
     """The decks of one split."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, patterns: Sequence[str], longest_s: int) -> None:
         self.rng = rng
         self.colour = _deck(rng, tuple(COLOURS))
         self.shape = _deck(rng, SHAPES)
         self.axis: Iterator[Literal["x", "y"]] = _deck(rng, ("x", "y"))
         self.count = _deck(rng, range(1, MAX_COUNT + 1))
-        self.pattern = _deck(rng, PATTERNS)
+        self.pattern = _deck(rng, patterns)
         self.size = _deck(rng, SIZES)
         self.fps = _deck(rng, FRAME_RATES)
-        self.span_s = _deck(rng, SPANS_S)
+        self.span_s = _deck(rng, [span_s for span_s in SPANS_S if span_s <= longest_s])
         self.coding: Iterator[Coding] = _deck(rng, CODINGS)
         self.acts: Iterator[tuple[str, str]] = _deck(rng, [(a, b) for a in _ACTS for b in _ACTS])
         self.starts: Iterator[tuple[int, int]] = _deck(rng, [(a, b) for a in (0, 1) for b in (0, 1)])
@@ -74,12 +76,20 @@ class _Dealer:
         return float(self.rng.uniform(low, high))
 
 
+def _still(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
+    """One large object at rest."""
+    radius = deal.between(0.5, 0.7)
+    room = _EDGE - radius
+    return (deal.actor(State(deal.within(room), deal.within(room), radius), Still()),)
+
+
 def _slide(deal: _Dealer, span_s: int) -> tuple[Actor, ...]:
-    """One object moves along x or y, again and again."""
-    radius = deal.between(0.2, 0.34)
+    """One object moves along x or y, almost leaves the central square, and comes back on the other side."""
+    radius = deal.between(0.3, 0.42)
     room = _EDGE - radius
     rest = State(deal.within(room), deal.within(room), radius)
-    motion = Cycle(next(deal.axis), -room, room, start=deal.between(0.0, 1.0), turns=deal.between(0.3, 0.5))
+    end = 1 + _OUTSIDE * radius
+    motion = Cycle(next(deal.axis), -end, end, start=deal.between(0.0, 1.0), turns=deal.between(0.25, 0.4))
     return (deal.actor(rest, motion),)
 
 
@@ -157,20 +167,34 @@ class _Plot:
     """Kinds it carries for which one picture is enough."""
     twins: bool = True
     hides: bool = False
-    """Whether the object is out of sight for a while: then no one picture is sure to answer the timeless kinds, and
-    held-out clips are not asked them."""
+    """Whether the object is (almost) out of sight for a while: then no one picture is sure to answer the timeless kinds,
+    and held-out clips are not asked them."""
 
 
-_PLOTS: dict[Design, _Plot] = {
-    "slide": _Plot(0.34, _slide, timed=("direction",), timeless=("colour", "shape")),
-    "scale": _Plot(0.18, _scale, timed=("size",), timeless=("colour", "shape")),
-    "presence": _Plot(0.10, _presence, timed=(), timeless=("colour", "shape"), hides=True),
-    "order": _Plot(0.22, _order, timed=("order",), timeless=()),
-    "count": _Plot(0.16, _count, timed=(), timeless=("count",), twins=False),
+_PLOTS: dict[
+    Design, _Plot
+] = {  # those whose held-out clips share kinds follow each other: so are the decks dealt evenly
+    "still": _Plot(0.18, _still, timed=(), timeless=("colour", "shape"), twins=False),
+    "scale": _Plot(0.14, _scale, timed=("size",), timeless=("colour", "shape")),
+    "slide": _Plot(0.26, _slide, timed=("direction",), timeless=("colour", "shape"), hides=True),
+    "presence": _Plot(0.08, _presence, timed=(), timeless=("colour", "shape"), hides=True),
+    "order": _Plot(0.20, _order, timed=("order",), timeless=()),
+    "count": _Plot(0.14, _count, timed=(), timeless=("count",), twins=False),
 }
+DESIGNS: tuple[Design, ...] = tuple(_PLOTS)
+"""Every design of scenes."""
 
 
-def plan_scenes(split: Split, num_clips: int, *, seed: int, kinds: Sequence[str]) -> list[Scene]:
+def plan_scenes(
+    split: Split,
+    num_clips: int,
+    *,
+    seed: int,
+    kinds: Sequence[str],
+    designs: Sequence[str] = DESIGNS,
+    patterns: Sequence[str] = PATTERNS,
+    longest_s: int = max(SPANS_S),
+) -> list[Scene]:
     """The scenes of one split, in random order.
 
     Args:
@@ -178,15 +202,18 @@ def plan_scenes(split: Split, num_clips: int, *, seed: int, kinds: Sequence[str]
         num_clips: how many; when odd, one twin may be missing.
         seed: same seed, same scenes.
         kinds: kinds of question to ask; designs that carry none of them are left out.
+        designs: designs to use, at least one that carries a wanted kind.
+        patterns: of the grounds.
+        longest_s: seconds that no clip exceeds (by more than its last picture), at least 4.
 
     Returns:
         `num_clips` scenes. Training clips are asked every kind they carry. Held-out twins, which show the same
         pictures, share the kinds that need no time, so that no picture is asked the same thing twice.
     """
     rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
-    deal = _Dealer(rng)
+    deal = _Dealer(rng, patterns, longest_s)
     scenes: list[Scene] = []
-    for design, num_design in _shares(num_clips, kinds).items():
+    for design, num_design in _shares(num_clips, carriers(kinds, designs)).items():
         plot = _PLOTS[design]
         timed = [kind for kind in plot.timed if kind in kinds]
         timeless = [kind for kind in plot.timeless if kind in kinds]
@@ -209,13 +236,17 @@ def plan_scenes(split: Split, num_clips: int, *, seed: int, kinds: Sequence[str]
     return [replace(scenes[old], id=f"{split}-{new:05d}") for new, old in enumerate(order)]
 
 
-def _shares(num_clips: int, kinds: Sequence[str]) -> dict[Design, int]:
+def carriers(kinds: Sequence[str], designs: Sequence[str]) -> list[Design]:
+    """Returns which of the designs carry a question of these kinds."""
+    return [name for name, plot in _PLOTS.items() if name in designs and set(kinds) & {*plot.timed, *plot.timeless}]
+
+
+def _shares(num_clips: int, designs: Sequence[Design]) -> dict[Design, int]:
     """How many clips of each design: even numbers, but for the last design, which may have an odd one."""
-    plots = {name: plot for name, plot in _PLOTS.items() if set(kinds) & {*plot.timed, *plot.timeless}}
-    ends = np.cumsum([plot.share for plot in plots.values()])
+    ends = np.cumsum([_PLOTS[name].share for name in designs])
     ends = 2 * np.rint(ends / ends[-1] * num_clips / 2).astype(int)
     ends[-1] = num_clips
-    return dict(zip(plots, np.diff(ends, prepend=0).tolist(), strict=True))
+    return dict(zip(designs, np.diff(ends, prepend=0).tolist(), strict=True))
 
 
 def _stage(deal: _Dealer, split: Split, pair: str, design: Design) -> Scene:

@@ -155,7 +155,7 @@ def caption(scene: Scene) -> str:
     where = f"on a {scene.background.pattern} background"
     changes = scene.changes()
     match scene.design:
-        case "count":
+        case "count" | "still":
             return f"{_listed(scene.actors)} {where}."
         case "order":
             (first, change), (second, then) = changes

@@ -20,7 +20,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 PATTERNS = ("smooth", "striped", "chequered", "dotted", "grainy", "cloudy")
 
-Design = Literal["slide", "scale", "presence", "order", "count"]
+Design = Literal["still", "slide", "scale", "presence", "order", "count"]
 
 
 @dataclass(frozen=True, slots=True)

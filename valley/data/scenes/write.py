@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from valley.data.scenes.encode import film
-from valley.data.scenes.plan import Split, plan_scenes
+from valley.data.scenes.plan import DESIGNS, SPANS_S, Split, carriers, plan_scenes
 from valley.data.scenes.questions import KINDS, caption_records, dialogue_records, question_records
-from valley.data.scenes.scene import Scene
+from valley.data.scenes.scene import PATTERNS, Scene
 from valley.data.scenes.workers import film_all
 from valley.data.writing import write_records, write_text
 from valley.errors import SettingsError
 
 _log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 """Raised whenever the same arguments come to mean other scenes or other frames."""
 
 _ARGUMENTS = "scenes.json"
@@ -53,6 +53,9 @@ def make_scenes(
     seed: int = 0,
     workers: int = 1,
     kinds: Sequence[str] = tuple(KINDS),
+    designs: Sequence[str] = DESIGNS,
+    patterns: Sequence[str] = PATTERNS,
+    longest_s: int = max(SPANS_S),
 ) -> ScenesInfo:
     """Make a set of generated clips, or find it finished.
 
@@ -67,11 +70,15 @@ def make_scenes(
         seed: of everything.
         workers: processes that paint and encode; 1 works in this process.
         kinds: kinds of question, out of `KINDS`; only scenes that carry one of them are made.
+        designs: designs of scenes, out of `DESIGNS`.
+        patterns: patterns of the grounds, out of `PATTERNS`.
+        longest_s: seconds that no clip exceeds, at least 4.
 
     Raises:
-        SettingsError: a count or a kind makes no sense, or the folder holds clips that nothing says are ours.
+        SettingsError: a count or a name makes no sense, or the folder holds clips that nothing says are ours.
     """
-    _check(kinds, num_train=num_train, num_heldout=num_heldout, seed=seed, workers=workers)
+    names = {"kinds": (kinds, tuple(KINDS)), "designs": (designs, DESIGNS), "patterns": (patterns, PATTERNS)}
+    _check(names, num_train=num_train, num_heldout=num_heldout, seed=seed, workers=workers, longest_s=longest_s)
     folder = Path(folder)
     _claim(
         folder,
@@ -80,11 +87,14 @@ def make_scenes(
             "num_train": num_train,
             "num_heldout": num_heldout,
             "seed": seed,
-            "kinds": [kind for kind in KINDS if kind in kinds],
+            "longest_s": longest_s,
+            **{what: [name for name in known if name in chosen] for what, (chosen, known) in names.items()},
         },
     )
-    train = plan_scenes("train", num_train, seed=seed, kinds=kinds)
-    heldout = plan_scenes("heldout", num_heldout, seed=seed, kinds=kinds)
+    train, heldout = (
+        plan_scenes(split, number, seed=seed, kinds=kinds, designs=designs, patterns=patterns, longest_s=longest_s)
+        for split, number in (("train", num_train), ("heldout", num_heldout))
+    )
     clips = [(scene, folder / _clip_of(scene)) for scene in (*train, *heldout)]
     missing = [(scene, path) for scene, path in clips if not path.exists()]
     _film(missing, workers)
@@ -99,16 +109,20 @@ def make_scenes(
     )
 
 
-def _check(kinds: Sequence[str], **counts: int) -> None:
-    least = {"workers": 1}
+def _check(names: dict[str, tuple[Sequence[str], tuple[str, ...]]], **counts: int) -> None:
+    least = {"workers": 1, "longest_s": min(SPANS_S)}
     problems = [
         f"{name}: must be at least {least.get(name, 0)}, not {count}"
         for name, count in counts.items()
         if count < least.get(name, 0)
     ]
-    problems += [f"kinds: no kind {kind!r}; known kinds: {', '.join(KINDS)}" for kind in kinds if kind not in KINDS]
-    if not kinds:
-        problems.append(f"kinds: name at least one of {', '.join(KINDS)}")
+    for what, (chosen, known) in names.items():
+        problems += [f"{what}: no {name!r}; known: {', '.join(known)}" for name in chosen if name not in known]
+        if not chosen:
+            problems.append(f"{what}: name at least one of {', '.join(known)}")
+    kinds, designs = names["kinds"][0], names["designs"][0]
+    if not problems and not carriers(kinds, designs):
+        problems.append(f"designs: {', '.join(designs)} carry no question about {', '.join(kinds)}")
     if problems:
         raise SettingsError(problems)
 

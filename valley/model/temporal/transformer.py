@@ -6,11 +6,25 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
+from transformers.initialization import copy_
 
 from valley.model.temporal.mean import masked_mean
 
 MAX_HEADS = 8
 FEED_FORWARD = 2048
+
+
+class SignedNorm(nn.LayerNorm):
+    """A layer norm whose weights begin as random signs, not as ones.
+
+    With ones, the encoder of v3, whose residual path dominates at first, adds the last frame to the mean, and which of
+    the two an object was in is lost. With signs, half of the channels begin as a sum and half as a difference.
+    """
+
+    def reset_parameters(self) -> None:
+        """Draws the signs, unless the weights were loaded."""
+        super().reset_parameters()
+        copy_(self.weight, torch.randint(0, 2, self.weight.shape) * 2 - 1)
 
 
 class TemporalTransformer(nn.Module):
@@ -33,6 +47,7 @@ class TemporalTransformer(nn.Module):
         self.dim = dim
         heads = next(heads for heads in range(MAX_HEADS, 0, -1) if dim % heads == 0)
         self.layer = nn.TransformerEncoderLayer(dim, heads, FEED_FORWARD, dropout=0.0, batch_first=True)
+        self.layer.norm2 = SignedNorm(dim)
 
     def forward(self, patches: Float[Tensor, "B T P D"], frame_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B P D"]:
         """Returns the encoder's state at each clip's last frame, plus the mean over its frames."""
