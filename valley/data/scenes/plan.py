@@ -167,8 +167,8 @@ class _Plot:
     """Kinds it carries for which one picture is enough."""
     twins: bool = True
     hides: bool = False
-    """Whether the object is (almost) out of sight for a while: then no one picture is sure to answer the timeless kinds,
-    and held-out clips are not asked them."""
+    """Whether the object is (almost) out of sight for a while: then no one picture is sure to answer the timeless
+    kinds, and held-out clips are not asked them."""
 
 
 _PLOTS: dict[
