@@ -160,5 +160,5 @@ def _due(done: int, every: int, is_last: bool) -> bool:
 
 
 def _moment(done: int, figures: Figures) -> Moment:
-    rate = next(iter(figures.learning_rates.values()))
+    rate = max(figures.learning_rates.values())
     return Moment(done, figures.loss, rate, figures.samples_per_s, figures.wait_share)

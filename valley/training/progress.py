@@ -23,7 +23,7 @@ class Moment:
     Attributes:
         step: steps taken, this one included.
         loss: of the global batch.
-        learning_rate: of the first group.
+        learning_rate: the highest of all groups.
         samples_per_s: over all ranks.
         wait_share: share of the step that the slowest rank waited for data.
     """
@@ -211,7 +211,7 @@ class _Tail:
         self._position += len(whole)
         for point in map(json.loads, whole.splitlines()):
             if "train/loss" in point:
-                rate = next(value for name, value in point.items() if name.startswith("train/learning_rate"))
+                rate = max(value for name, value in point.items() if name.startswith("train/learning_rate"))
                 yield Moment(
                     point["step"], point["train/loss"], rate, point["speed/samples_per_s"], point["data/wait_share"]
                 )

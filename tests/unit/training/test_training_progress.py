@@ -69,11 +69,12 @@ def test_a_run_is_shown_from_outside_as_its_lines_are_written(tmp_path: Path) ->
             file.write(line(2)[10:] + line(3))
 
     assert [text.partition(":")[0] for text in out.getvalue().splitlines()] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert out.getvalue().count("lr 5.00e-01") == 3
 
 
 def line(step: int) -> str:
-    names = ("train/loss", "train/learning_rate", "speed/samples_per_s", "data/wait_share")
-    return json.dumps({"step": step, **dict.fromkeys(names, 0.5)}) + "\n"
+    names = ("train/loss", "train/learning_rate/llm", "speed/samples_per_s", "data/wait_share")
+    return json.dumps({"step": step, "train/learning_rate/temporal": 0.25, **dict.fromkeys(names, 0.5)}) + "\n"
 
 
 def test_other_ranks_are_silent() -> None:
