@@ -79,22 +79,17 @@ def make_scenes(
     """
     names = {"kinds": (kinds, tuple(KINDS)), "designs": (designs, DESIGNS), "patterns": (patterns, PATTERNS)}
     _check(names, num_train=num_train, num_heldout=num_heldout, seed=seed, workers=workers, longest_s=longest_s)
+    content: dict[str, Any] = {
+        what: [name for name in known if name in given] for what, (given, known) in names.items()
+    }
+    content["longest_s"] = longest_s
     folder = Path(folder)
     _claim(
         folder,
-        {
-            "version": _VERSION,
-            "num_train": num_train,
-            "num_heldout": num_heldout,
-            "seed": seed,
-            "longest_s": longest_s,
-            **{what: [name for name in known if name in chosen] for what, (chosen, known) in names.items()},
-        },
+        {"version": _VERSION, "num_train": num_train, "num_heldout": num_heldout, "seed": seed, **content},
     )
-    train, heldout = (
-        plan_scenes(split, number, seed=seed, kinds=kinds, designs=designs, patterns=patterns, longest_s=longest_s)
-        for split, number in (("train", num_train), ("heldout", num_heldout))
-    )
+    train = plan_scenes("train", num_train, seed=seed, **content)
+    heldout = plan_scenes("heldout", num_heldout, seed=seed, **content)
     clips = [(scene, folder / _clip_of(scene)) for scene in (*train, *heldout)]
     missing = [(scene, path) for scene, path in clips if not path.exists()]
     _film(missing, workers)
