@@ -49,8 +49,10 @@ format: venv ## write the formatting and the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: venv ## the test suite, a file at a time on each of two processes
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+# What needs Ray is many processes in itself; beside another such test it runs out of time.
+test: venv ## the test suite
+	$(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and ray" --durations 10
 
 test-slow: venv ## the tests that take longer
 	$(BIN)/pytest -m slow
