@@ -33,6 +33,8 @@ from valley.training.tracking import read_curve
 
 RUN = Path(__file__).with_name("killable_run.py")
 STEPS_PER_EPOCH = 5
+OLDEST_GONE_ON_FROM = 5
+"""A killed run has a checkpoint of so many steps, or more."""
 
 
 def settings_in(folder: Path, **changes: Any) -> RunSettings:
@@ -56,10 +58,17 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill_after(process: subprocess.Popen[bytes], settings: RunSettings, step: int) -> None:
-    """Kills a run, with no chance to tidy up, once it has taken so many steps."""
+    """Kills a run, with no chance to tidy up, once it has taken so many steps and has a checkpoint of some of them.
+
+    A checkpoint is written while the training goes on, and is complete when the next one is due at the latest.
+    """
     curves = Path(settings.output) / "metrics.jsonl"
     give_up_s = time.monotonic() + 200
-    while not curves.exists() or len(read_curve(curves, "train/loss")) < step:
+    while (
+        not curves.exists()
+        or len(read_curve(curves, "train/loss")) < step
+        or not any(found.step >= OLDEST_GONE_ON_FROM for found in store.complete(checkpoints_of(settings)))
+    ):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < give_up_s
         time.sleep(0.002)
@@ -98,7 +107,7 @@ def test_killed_and_started_again_a_run_ends_in_the_same_bits(engine: str, every
     record = record_of(broken)
     assert record is not None
     went_on_from = record.starts[1].step
-    assert went_on_from >= 5
+    assert went_on_from >= OLDEST_GONE_ON_FROM
     assert went_on_from % every_steps == 0
     assert losses(broken) == losses(straight)
     assert list(losses(broken)) == list(range(1, 4 * STEPS_PER_EPOCH + 1))
