@@ -75,8 +75,7 @@ def test_a_decode_that_takes_too_long_is_stopped(child, clips):
         try:
             sample_clip(clips("long GOP"), Sampling(mode="fixed", num_frames=1000), limits=Limits(deadline_s=1e-4))
         except DecodeTimeoutError as error:
-            assert "not decoded within 0" in str(error)
-            return True
+            return "not decoded within 0" in str(error)
         return False
 
     assert any(is_stopped() for _ in range(20))
