@@ -49,6 +49,8 @@ def consume(loader: list[ray.ObjectRef], slots: np.ndarray, split: Split, pause_
     return seen
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_eight_ranks_get_their_slots_in_order_within_the_global_limits(tmp_path: Path) -> None:
     resources = ray.cluster_resources()
     split = share_out(resources, ClusterSettings(num_workers=8, cpus_per_worker=0.5, memory_share=0.3))
