@@ -49,7 +49,7 @@ format: venv ## write the formatting and the safe lint fixes
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What needs Ray is many processes in itself; beside another such test it runs out of time.
+# What needs Ray is many processes in itself; two such tests beside each other take minutes longer.
 test: venv ## the test suite
 	$(BIN)/pytest -m "not slow and not ray" --numprocesses 2 --dist loadfile
 	$(BIN)/pytest -m "not slow and ray" --durations 10
