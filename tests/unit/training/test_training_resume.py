@@ -24,7 +24,7 @@ from training_makers import run_ranks, run_settings, write_data
 from valley.checkpoints import store
 from valley.checkpoints.export import export_model
 from valley.errors import CheckpointError, SettingsError
-from valley.training.job import checkpoints_of, open_job, prepare_job
+from valley.training.job import Job, checkpoints_of, open_job, prepare_job
 from valley.training.record import RunRecord, read_record
 from valley.training.run import train_rank
 from valley.training.settings import RunSettings
@@ -126,8 +126,12 @@ class StopError(Exception):
 
 def run_until(settings: RunSettings, last: int | None) -> None:
     """Runs until the checkpoint after `last` steps is there, which may be when the next is being written; or to the end."""
+    train_until(open_job(prepare_job(settings)), last)
+
+
+def train_until(job: Job, last: int | None) -> None:
+    """Is one rank of `run_until`: a job is opened once, by whoever starts the ranks."""
     torch.set_num_threads(1)
-    job = open_job(prepare_job(settings))
 
     def report(checkpoint: Path) -> None:
         if checkpoint.name == f"step-{last or 0:08d}":
@@ -146,7 +150,7 @@ def test_another_number_of_workers_goes_on_with_the_same_batches(tmp_path: Path)
     straight, changed = (settings_in(tmp_path / name, **changes) for name in ("straight", "changed"))
     run_until(straight, None)
     (tmp_path / "ranks").mkdir()
-    run_ranks(2, run_until, changed, 8, folder=tmp_path / "ranks")
+    run_ranks(2, train_until, open_job(prepare_job(changed)), 8, folder=tmp_path / "ranks")
     run_until(changed, None)
 
     record = record_of(changed)
