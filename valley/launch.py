@@ -5,6 +5,7 @@ from __future__ import annotations
 from valley.command import parse_command, run_command
 from valley.evaluation.questions import read_questions
 from valley.evaluation.settings import EvaluationSettings
+from valley.training.encoding import EncodeSettings, encode_plain, plan_encoding
 from valley.training.settings import RunSettings
 from valley.training.two_stages import TwoStages, run_two_stages
 
@@ -54,6 +55,24 @@ def launch_evaluation(description: str) -> int:
             from valley.evaluation.evaluate import run_evaluation
 
             _say(run_evaluation(settings))
+
+    return run_command(job)
+
+
+def launch_encoding(description: str) -> int:
+    """Fills the feature store that the command line describes; see `launch_stage`."""
+
+    def job() -> None:
+        command = parse_command(EncodeSettings, description)
+        settings = command.settings
+        if command.dry_run:
+            _say(str(plan_encoding(settings)))
+        elif settings.cluster.num_workers == 0:
+            _say(encode_plain(settings))
+        else:
+            from valley.distributed.encode import encode_on_ray
+
+            _say(encode_on_ray(settings))
 
     return run_command(job)
 

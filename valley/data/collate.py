@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import BFloat16, Int64, UInt8, UInt16
 from torch import Tensor
 
 from valley.data.order import EMPTY
@@ -46,7 +46,8 @@ class Sample:
         source: index of its source, -1 when there is none.
         input_ids: tokens.
         labels: the same where supervised, `IGNORED` elsewhere.
-        frames: of all its media, one after the other, as the tower takes them before normalising.
+        frames: of all its media, one after the other: pictures as the tower takes them before normalising, or the bits
+            of the bf16 tokens that it has made of them.
         num_frames: frames of each medium.
         weight: 1, or 0 for a row that must not count.
         cut_tokens: tokens cut off its end.
@@ -61,7 +62,7 @@ class Sample:
     source: int
     input_ids: Int64[np.ndarray, " L"]
     labels: Int64[np.ndarray, " L"]
-    frames: UInt8[np.ndarray, "F S S 3"]
+    frames: UInt8[np.ndarray, "F S S 3"] | UInt16[np.ndarray, "F N D"]
     num_frames: Int64[np.ndarray, " M"]
     weight: float = 1.0
     cut_tokens: int = 0
@@ -70,7 +71,13 @@ class Sample:
     timings: Timings = field(default_factory=Timings)
 
 
-def make_filler(slot: int, size_px: int, *, rejects: tuple[Reject, ...] = (), timings: Timings | None = None) -> Sample:
+def make_filler(
+    slot: int,
+    no_frames: UInt8[np.ndarray, "0 S S 3"] | UInt16[np.ndarray, "0 N D"],
+    *,
+    rejects: tuple[Reject, ...] = (),
+    timings: Timings | None = None,
+) -> Sample:
     """A sample of weight 0 for a slot that has none: one token, nothing supervised, no media."""
     return Sample(
         slot=slot,
@@ -79,7 +86,7 @@ def make_filler(slot: int, size_px: int, *, rejects: tuple[Reject, ...] = (), ti
         source=-1,
         input_ids=np.zeros(1, dtype=np.int64),
         labels=np.full(1, IGNORED, dtype=np.int64),
-        frames=no_frames(size_px),
+        frames=no_frames,
         num_frames=np.zeros(0, dtype=np.int64),
         weight=0.0,
         rejects=rejects,
@@ -87,9 +94,18 @@ def make_filler(slot: int, size_px: int, *, rejects: tuple[Reject, ...] = (), ti
     )
 
 
-def no_frames(size_px: int) -> UInt8[np.ndarray, "0 S S 3"]:
-    """The frames of a sample without media."""
-    return np.zeros((0, size_px, size_px, 3), dtype=np.uint8)
+def frames_tensor(
+    frames: UInt8[np.ndarray, "F S S 3"] | UInt16[np.ndarray, "F N D"],
+) -> UInt8[Tensor, "F S S 3"] | BFloat16[Tensor, "F N D"]:
+    """A sample's frames as the model takes them."""
+    if frames.dtype == np.uint8:
+        return torch.from_numpy(frames)
+    return torch.from_numpy(frames.view(np.int16)).view(torch.bfloat16)
+
+
+def frames_argument(frames: Tensor) -> str:
+    """The name under which the model takes frames: pictures, or the tower's tokens of them."""
+    return "pixel_values" if frames.dtype == torch.uint8 else "frame_tokens"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +116,7 @@ class Batch:
         input_ids: tokens.
         attention_mask: 1 where there is a token, 0 where it is padding.
         labels: the tokens where supervised, `IGNORED` elsewhere; wholly so in rows of weight 0.
-        pixel_values: the frames of all media, in the order of rows and, within a row, of appearance.
+        frames: of all media, in the order of rows and, within a row, of appearance; pictures or tokens.
         num_frames: frames of each medium; they sum up to F.
         sample_ids: id of every row's record.
         sources: index of every row's source, -1 for rows of weight 0.
@@ -110,7 +126,7 @@ class Batch:
     input_ids: Int64[Tensor, "B L"]
     attention_mask: Int64[Tensor, "B L"]
     labels: Int64[Tensor, "B L"]
-    pixel_values: UInt8[Tensor, "F S S 3"]
+    frames: UInt8[Tensor, "F S S 3"] | BFloat16[Tensor, "F N D"]
     num_frames: Int64[Tensor, " M"]
     sample_ids: tuple[str, ...]
     sources: tuple[int, ...]
@@ -144,21 +160,20 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def model_inputs(self) -> dict[str, Any]:
-        """Keyword arguments for the model; without media, `pixel_values` and `num_frames` are None."""
+        """Keyword arguments for the model; without media there are no frames, and `num_frames` is None."""
         inputs: dict[str, Any] = {name: getattr(self, name) for name in _TENSORS}
-        if not len(self.num_frames):
-            inputs |= {"pixel_values": None, "num_frames": None}
-        return inputs
+        frames = inputs.pop("frames")
+        return inputs | ({frames_argument(frames): frames} if len(self.num_frames) else {"num_frames": None})
 
 
-_TENSORS = ("input_ids", "attention_mask", "labels", "pixel_values", "num_frames")
+_TENSORS = ("input_ids", "attention_mask", "labels", "frames", "num_frames")
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     """Puts samples side by side.
 
     Args:
-        samples: at least one, all of one picture size.
+        samples: at least one, all with pictures of one size or all with tokens.
         pad_id: the token that pads.
     """
     length = max(len(sample.input_ids) for sample in samples)
@@ -175,7 +190,7 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
         labels=torch.from_numpy(labels),
-        pixel_values=torch.from_numpy(np.concatenate([sample.frames for sample in samples])),
+        frames=frames_tensor(np.concatenate([sample.frames for sample in samples])),
         num_frames=torch.from_numpy(np.concatenate([sample.num_frames for sample in samples]).astype(np.int64)),
         sample_ids=tuple(sample.sample_id for sample in samples),
         sources=tuple(sample.source for sample in samples),

@@ -7,6 +7,7 @@ slot whose sample cannot be used is refilled from the same source, and what was 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, UInt8, UInt16
 
-from valley.data.collate import Sample, Timings, make_filler, no_frames
+from valley.data.collate import Sample, Timings, make_filler
 from valley.data.estimate import most_frames
 from valley.data.manifest import Manifest
 from valley.data.order import EMPTY, EpochOrder
@@ -27,7 +28,7 @@ from valley.data.rejects import KnownRejects, Reject, Stage
 from valley.data.settings import DataSettings
 from valley.data.storage import Retry, Root, StoredFile
 from valley.errors import MediaError, RecordError, UnsupportedMediaError
-from valley.media.decode import Frames, Interpolation, ResizeMode, sample_clip
+from valley.media.decode import Interpolation, ResizeMode, sample_clip
 from valley.media.sampling import Sampling
 
 MAX_REFILLS = 3
@@ -65,6 +66,38 @@ class Encoder(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """What a file gives.
+
+    Attributes:
+        frames: pictures, or the bits of the bf16 tokens that the tower has made of them.
+        notes: what is odd about the file.
+    """
+
+    frames: UInt8[np.ndarray, "T S S 3"] | UInt16[np.ndarray, "T N D"]
+    notes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Features(Protocol):
+    """The tower's tokens of files, kept by an earlier job; `valley.features.reading.StoredFeatures` in a run."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Tokens and width of a frame, N and D."""
+
+    def find(self, file: StoredFile, sampling: Sampling) -> Clip | None:
+        """Returns the clip of a file that was not written to since; None when only its content can tell."""
+
+    def read(self, path: str, content: Path | bytes, sampling: Sampling) -> Clip:
+        """Returns the clip of a file by its content.
+
+        Raises:
+            MediaError: there is none.
+        """
+
+
 @dataclass(slots=True)
 class _Trace:
     """How far one row got, for the reject it may become."""
@@ -89,6 +122,7 @@ class Loader:
         resize_mode: how frames are brought to a square.
         known: files that an earlier run rejected.
         retry: patience with storage; `settings.retries` with the usual waits when None.
+        features: takes the place of decoding.
     """
 
     def __init__(
@@ -103,15 +137,30 @@ class Loader:
         resize_mode: ResizeMode,
         known: KnownRejects | None = None,
         retry: Retry | None = None,
+        features: Features | None = None,
     ) -> None:
         self.manifest, self.order, self.encoder, self.settings = manifest, order, encoder, settings
         self.size_px, self.interpolation, self.resize_mode = size_px, interpolation, resize_mode
         self.known = known or KnownRejects()
         self.retry = retry or Retry(settings.retries)
+        self.features = features
         self._roots = [
             Root(source.root, retry=self.retry, max_bytes=min(settings.max_remote_bytes, settings.limits.max_bytes))
             for source in manifest.sources
         ]
+
+    @property
+    def no_frames(self) -> UInt8[np.ndarray, "0 S S 3"] | UInt16[np.ndarray, "0 N D"]:
+        """The frames of a sample without media."""
+        if self.features:
+            return np.zeros((0, *self.features.frame_shape), dtype=np.uint16)
+        return np.zeros((0, self.size_px, self.size_px, 3), dtype=np.uint8)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of one frame as samples hold it."""
+        none = self.no_frames
+        return none.itemsize * math.prod(none.shape[1:])
 
     def load(self, slot: int) -> Sample:
         """The sample in a slot, with the rejects met on the way to it.
@@ -129,7 +178,7 @@ class Loader:
             if isinstance(outcome, Sample):
                 return replace(outcome, rejects=tuple(rejects))
             rejects.append(outcome)
-        return make_filler(slot, self.size_px, rejects=tuple(rejects), timings=timings)
+        return make_filler(slot, self.no_frames, rejects=tuple(rejects), timings=timings)
 
     def _candidates(self, slot: int) -> Iterator[int]:
         row = self.order.row(slot)
@@ -170,23 +219,22 @@ class Loader:
             source=source,
             input_ids=np.asarray(encoded.input_ids, dtype=np.int64),
             labels=np.asarray(encoded.labels, dtype=np.int64),
-            frames=np.concatenate(clips) if clips else no_frames(self.size_px),
+            frames=np.concatenate(clips) if clips else self.no_frames,
             num_frames=np.array([len(clip) for clip in clips], dtype=np.int64),
             cut_tokens=encoded.cut_tokens,
             notes=tuple(trace.notes),
             timings=timings,
         )
 
-    def _read_medium(self, medium: Media, source: int, trace: _Trace, timings: Timings) -> UInt8[np.ndarray, "T S S 3"]:
+    def _read_medium(
+        self, medium: Media, source: int, trace: _Trace, timings: Timings
+    ) -> UInt8[np.ndarray, "T S S 3"] | UInt16[np.ndarray, "T N D"]:
         sampling = self.manifest.sources[source].sampling
         if len(medium.paths) == 1:
             return self._read_file(medium.candidates(medium.paths[0]), source, sampling, trace, timings)
-        # A clip given as pictures has no times, only an order: it is thinned as frames are.
-        most = most_frames(sampling)
-        chosen = np.round(np.linspace(0, len(medium.paths) - 1, min(most, len(medium.paths)))).astype(int)
         pictures = []
-        for index in chosen:
-            picture = self._read_file(medium.candidates(medium.paths[index]), source, sampling, trace, timings)
+        for path in picked_paths(medium, sampling):
+            picture = self._read_file(medium.candidates(path), source, sampling, trace, timings)
             if len(picture) != 1:
                 raise UnsupportedMediaError(trace.path, "a video among the pictures of a clip")
             pictures.append(picture)
@@ -194,7 +242,7 @@ class Loader:
 
     def _read_file(
         self, candidates: Sequence[str], source: int, sampling: Sampling, trace: _Trace, timings: Timings
-    ) -> UInt8[np.ndarray, "T S S 3"]:
+    ) -> UInt8[np.ndarray, "T S S 3"] | UInt16[np.ndarray, "T N D"]:
         root = self._roots[source]
         started_s = time.perf_counter()
         trace.stage, trace.path, trace.file = "read", root.shown(candidates[0]), None
@@ -205,22 +253,27 @@ class Loader:
             if trace.earlier:
                 trace.stage = "known"
                 raise MediaError(file.path, trace.earlier.reason)
-            content = root.read(file)
+            clip = self.features.find(file, sampling) if self.features else None
+            content = root.read(file) if clip is None else None
         finally:
             timings.read_s += time.perf_counter() - started_s
-        started_s = time.perf_counter()
-        trace.stage = "decode"
-        try:
-            # A local file is opened by the decoder, so its storage may fail there, too.
-            clip = self.retry.run(file.path, partial(self._decode, content, sampling), (OSError,))
-        finally:
-            timings.decode_s += time.perf_counter() - started_s
-        timings.num_frames += len(clip.pixels)
+        if content is not None:
+            started_s = time.perf_counter()
+            trace.stage = "decode"
+            try:
+                # A local file is opened by the decoder, so its storage may fail there, too.
+                clip = self.retry.run(file.path, partial(self._decode, file.path, content, sampling), (OSError,))
+            finally:
+                timings.decode_s += time.perf_counter() - started_s
+        assert clip is not None
+        timings.num_frames += len(clip.frames)
         trace.notes += [f"{file.path}: {note}" for note in clip.notes]
-        return clip.pixels
+        return clip.frames
 
-    def _decode(self, content: Path | bytes, sampling: Sampling) -> Frames:
-        return sample_clip(
+    def _decode(self, path: str, content: Path | bytes, sampling: Sampling) -> Clip:
+        if self.features:
+            return self.features.read(path, content, sampling)
+        frames = sample_clip(
             content,
             sampling,
             decoder=self.settings.decoder,
@@ -229,6 +282,7 @@ class Loader:
             resize_mode=self.resize_mode,
             limits=self.settings.limits,
         )
+        return Clip(frames.pixels, frames.notes)
 
     def _encode(self, record: Record, num_frames: list[int], timings: Timings) -> Encoded:
         started_s = time.perf_counter()
@@ -236,6 +290,18 @@ class Loader:
             return self.encoder.encode(record.messages, num_frames, max_tokens=self.settings.max_tokens)
         finally:
             timings.encode_s += time.perf_counter() - started_s
+
+
+def picked_paths(medium: Media, sampling: Sampling) -> list[str]:
+    """The files of a medium that are looked at.
+
+    A clip given as pictures has no times, only an order: it is thinned as frames are.
+    """
+    count = len(medium.paths)
+    if count == 1:
+        return list(medium.paths)
+    chosen = np.round(np.linspace(0, count - 1, min(most_frames(sampling), count))).astype(int)
+    return [medium.paths[index] for index in chosen]
 
 
 def reading_policy(settings: DataSettings, versions: Mapping[str, str] | None = None) -> str:

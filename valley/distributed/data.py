@@ -121,5 +121,5 @@ class RayStream:
         """See `valley.training.feed.Stream` and `stream`."""
         stills = int(loader.manifest.num_frames.max()) <= 1
         num_frames = 1 if stills else max(most_frames(source.sampling) for source in loader.manifest.sources)
-        largest = num_frames * loader.size_px**2 * 3
+        largest = num_frames * loader.frame_bytes
         return stream(ray.put(loader), slots, self.split, batch_size=batch_size, sample_bytes=largest)

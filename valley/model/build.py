@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from valley.errors import ModelError
@@ -18,7 +20,7 @@ from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor, build_processor
 from valley.model.saved import saved_folder
 from valley.model.settings import LLMSettings, ModelSettings
-from valley.model.vision import load_pretrained, vision_config
+from valley.model.vision import VisionTower, load_pretrained, vision_config
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +52,11 @@ def build_model(
             except ModelError as error:
                 raise ModelError(f"model.path: {error}") from error
         processor = build_processor(settings, Sampling())
-        tower = vision_config(settings.vision)
+        vision_tower = build_tower(settings, seed=seed)
         language_model = load_language_model(settings.llm, vocab_size=len(processor.tokenizer), dtype=dtype)
         ids = dict(zip(ADDED_TOKENS, processor.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)), strict=True))
         config = ValleyConfig(
-            vision_config=tower,
+            vision_config=vision_tower.config,
             text_config=language_model.config,
             temporal=settings.temporal,
             placement=settings.placement,
@@ -66,14 +68,56 @@ def build_model(
             video_end_token_id=ids["<vi_end>"],
             dtype=dtype,
         )
-        model = ValleyForConditionalGeneration(config, language_model)
+        model = ValleyForConditionalGeneration(config, language_model, vision_tower)
         for parameter in model.parameters():  # not the buffers: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(dtype)
-        load_pretrained(model.vision_tower, model.config.vision_config)
         _start_added_tokens(model, len(processor.tokenizer))
     model.generation_config = generation_config(processor)
     model.eval()  # type: ignore[no-untyped-call]  # transformers
     return model
+
+
+def build_tower(settings: ModelSettings, *, seed: int) -> VisionTower:
+    """Builds the tower of a model of these settings by itself, with the weights that it has there, in fp32.
+
+    Args:
+        settings: of the model.
+        seed: of random weights; a tower has the same whatever stands beside it.
+
+    Raises:
+        ModelError: it is unknown, cannot be loaded or does not fit.
+    """
+    if settings.path is not None:
+        try:
+            return _saved_tower(settings.path)
+        except (*UNREADABLE, ModelError) as error:
+            raise ModelError(f"model.path: no tower can be loaded from {settings.path}: {error}") from error
+    config = vision_config(settings.vision)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tower = VisionTower(config)
+    load_pretrained(tower, config)
+    for module in tower.modules():
+        module._is_hf_initialized = True  # type: ignore[assignment]  # else Hugging Face draws its weights anew
+    return tower
+
+
+def _saved_tower(path: str) -> VisionTower:
+    """Reads a saved model's tower and leaves its language model, which may be a hundred times larger, where it is."""
+    folder = saved_folder(path)
+    if not Path(folder).is_dir():
+        return load_saved(path, dtype=torch.float32).vision_tower
+    config: Any = ValleyConfig.from_pretrained(folder)
+    tower, prefix, weights = VisionTower(config.vision_config), "vision_tower.", {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            weights |= {
+                name.removeprefix(prefix): opened.get_tensor(name).float()
+                for name in opened.keys()  # noqa: SIM118 - not a dict
+                if name.startswith(prefix)
+            }
+    tower.load_state_dict(weights)
+    return tower
 
 
 def generation_config(processor: ValleyProcessor) -> GenerationConfig:

@@ -47,6 +47,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     Args:
         config: what to build.
         language_model: a language model that is loaded already; None: one with random weights.
+        vision_tower: likewise a tower.
     """
 
     config: ValleyConfig
@@ -60,17 +61,23 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
 
-    def __init__(self, config: ValleyConfig, language_model: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: ValleyConfig,
+        language_model: PreTrainedModel | None = None,
+        vision_tower: VisionTower | None = None,
+    ) -> None:
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         tower = config.vision_config
         text_width: Any = language_model.get_input_embeddings().embedding_dim  # a few backbones are wider behind it
         width = tower.hidden_size if config.placement == "before_projector" else text_width
-        self.vision_tower = VisionTower(tower)
+        self.vision_tower = vision_tower or VisionTower(tower)
         self.standardisation = Standardisation(tower.hidden_size)
-        self.temporal = TEMPORAL[config.temporal](dim=width, num_patches=tower.num_patches)
+        # Drawn before the temporal module, so that models which differ in that one alone start alike.
         self.projector = nn.Linear(tower.hidden_size, text_width)
+        self.temporal = TEMPORAL[config.temporal](dim=width, num_patches=tower.num_patches)
         self.added_tokens = nn.Embedding(len(config.added_token_ids), text_width)
         self.language_model = language_model
         self.post_init()  # type: ignore[no-untyped-call]  # transformers

@@ -65,7 +65,8 @@ class FlopCounter:
         self._projects_first = model.config.placement == "after_projector"
         one, two = (_measure(model.temporal, *_clip(model, num_frames)) for num_frames in (1, 2))
         frame = torch.zeros(1, tower.size_px, tower.size_px, 3, dtype=torch.uint8)
-        self._frame = _measure(model.vision_tower, frame) + passes("temporal") * (two - one)
+        self._tower = _measure(model.vision_tower, frame)
+        self._frame = passes("temporal") * (two - one)
         self._clip = passes("temporal") * (2 * one - two)
         self._projection = passes("projector") * 2 * model.projector.weight.numel()
         vocabulary = {id(weight) for weight in _vocabulary(model)}
@@ -83,10 +84,11 @@ class FlopCounter:
         """Returns the FLOPs of a training step on a micro-batch."""
         lengths = batch.attention_mask.sum(dim=1).double()
         num_tokens, num_squares = float(lengths.sum()), float(lengths.square().sum())
-        num_frames, num_clips = len(batch.pixel_values), len(batch.num_frames)
+        num_frames, num_clips = len(batch.frames), len(batch.num_frames)
         num_projected = num_frames + self._num_patches * (num_frames if self._projects_first else num_clips)
         return (
-            self._frame * num_frames
+            self._tower * (num_frames if batch.frames.dtype == torch.uint8 else 0)
+            + self._frame * num_frames
             + self._clip * num_clips
             + self._projection * num_projected
             + self._token * num_tokens

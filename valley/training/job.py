@@ -24,6 +24,8 @@ from valley.data.rejects import KnownRejects, Reject, RejectBudget
 from valley.data.settings import SourceSettings
 from valley.data.split import split_rows
 from valley.errors import RejectLimitError, SettingsError
+from valley.features.reading import StoredFeatures
+from valley.features.store import FeatureStore
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
 from valley.model.saved import MODEL_FOLDER
 from valley.training.ledger import REJECTS_FILE
@@ -280,4 +282,5 @@ def _loader(
     order = EpochOrder(manifest.row_sources, lengths, weights, global_batch=global_batch, seed=settings.seed, rows=rows)
     own = Path(settings.output) / REJECTS_FILE
     known = KnownRejects.load(Path(settings.data.known_rejects or own), policy=reading_policy(settings.data))
-    return Loader(manifest, order, processor, settings.data, **processor.framing, known=known)
+    features = StoredFeatures(FeatureStore(Path(settings.features))) if settings.features else None
+    return Loader(manifest, order, processor, settings.data, **processor.framing, known=known, features=features)

@@ -200,7 +200,7 @@ class StepMeter:
             sum(source >= 0 for source in batch.sources),
             batch.num_tokens,
             batch.input_ids.numel(),
-            len(batch.pixel_values),
+            len(batch.frames),
             self._flops(batch) if self._flops else 0.0,
         )
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from valley.checkpoints.places import Place, on_disk
 from valley.data.collate import Sample
 from valley.data.loading import Loader
 from valley.errors import CheckpointError, DivergedError, RejectLimitError, SettingsError
+from valley.features.identity import identify_tower
+from valley.features.reading import check_features
+from valley.features.store import FeatureStore
 from valley.model.build import build_model
 from valley.model.lora import add_lora
 from valley.training.curve import draw_loss_curve
@@ -181,6 +185,9 @@ def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, s
     settings, stage = job.settings, job.settings.train
     _settle_on(device)
     model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
+    if settings.features:
+        store = FeatureStore(Path(settings.features))
+        check_features(store, identify_tower(model.vision_tower), temporal=model.config.temporal)
     if settings.lora and "llm" in stage.modules:
         add_lora(model, settings.lora, seed=settings.seed)
     groups = prepare(model, stage)

@@ -159,6 +159,9 @@ class RunSettings(Settings):
     """Seed of the order of samples, of new weights and of splits."""
     model: ModelSettings = ModelSettings()
     data: DataSettings
+    features: Location = ""
+    """A store of the tower's tokens, made by `jobs/encode.py`: read in the place of pictures. Empty: decode and encode
+    anew in every epoch."""
     train: StageSettings = StageSettings()
     lora: Annotated[LoRASettings | None, BeforeValidator(_on_or_off)] = None
     """`true`, or its settings: train a low-rank update in the place of the LLM, when that is to train."""

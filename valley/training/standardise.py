@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from valley.checkpoints.standardisation import read_moments, write_moments
+from valley.data.collate import frames_tensor
 from valley.data.loading import Loader
 from valley.errors import SettingsError
 from valley.model.vision import Moments
@@ -58,7 +59,7 @@ def _measure(loader: Loader, engine: Engine) -> Moments | None:
         for slot in range(NUM_SAMPLES):
             frames = loader.load(slot).frames
             if len(frames):
-                tokens = _patches(engine, torch.from_numpy(frames).to(engine.device))
+                tokens = _patches(engine, frames_tensor(frames).to(engine.device))
                 total += tokens.sum(0)
                 squares += tokens.square().sum(0)
                 count += len(tokens)
@@ -72,5 +73,6 @@ def _measure(loader: Loader, engine: Engine) -> Moments | None:
 
 
 def _patches(engine: Engine, frames: Tensor) -> Tensor:
-    """Returns all patch tokens of some frames, `[F * P, D]`, in float64 on the CPU."""
-    return engine.model.encode_frames(frames)[:, 1:].flatten(0, 1).double().cpu()
+    """Returns all patch tokens of some pictures or of the tower's tokens, `[F * P, D]`, in float64 on the CPU."""
+    tokens = engine.model.encode_frames(frames) if frames.dtype == torch.uint8 else frames
+    return tokens[:, 1:].flatten(0, 1).double().cpu()

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 
 from valley.checkpoints.store import write_json
-from valley.data.collate import IGNORED, Sample, collate
+from valley.data.collate import IGNORED, Sample, collate, frames_argument, frames_tensor
 from valley.data.loading import Loader
 from valley.data.order import EMPTY
 from valley.data.rejects import Reject
@@ -203,10 +203,8 @@ def _answer(engine: Engine, processor: ValleyProcessor, prompt: Prompt, step: in
     input_ids = torch.from_numpy(sample.input_ids[None, : prompt.begin]).to(engine.device)
     num_media = int((input_ids == model.config.image_start_token_id).sum())
     num_frames = torch.from_numpy(sample.num_frames[:num_media])
-    media = {
-        "pixel_values": torch.from_numpy(sample.frames[: int(num_frames.sum())]).to(engine.device),
-        "num_frames": num_frames.to(engine.device),
-    }
+    frames = frames_tensor(sample.frames[: int(num_frames.sum())]).to(engine.device)
+    media = {frames_argument(frames): frames, "num_frames": num_frames.to(engine.device)}
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),

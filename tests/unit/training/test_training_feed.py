@@ -32,7 +32,7 @@ class CountingLoader:
             self._seventh.wait(timeout=10)
         self.loaded.append(slot)
         reject = Reject(slot, f"bad-{slot}", "source", "path", "decode", "DamagedMediaError", "cut", 0.0)
-        return make_filler(slot, 2, rejects=(reject,) if slot % 4 == 0 else ())
+        return make_filler(slot, np.zeros((0, 2, 2, 3), dtype=np.uint8), rejects=(reject,) if slot % 4 == 0 else ())
 
 
 def order(samples: int = 22, global_batch: int = 8) -> EpochOrder:
