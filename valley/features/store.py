@@ -144,7 +144,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.header = folder, read_header(folder)
-        self._shards = sorted(path.stem for path in folder.glob("*.parquet") if not path.name.startswith("."))
+        self._shards = sorted(path.stem for path in folder.glob("*.tokens") if path.with_suffix(".parquet").exists())
         tables = [pq.read_table(folder / f"{name}.parquet", schema=_INDEX) for name in self._shards]
         self._shard = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         index = pa.concat_tables(tables) if tables else _INDEX.empty_table()

@@ -69,6 +69,9 @@ def build_model(
             dtype=dtype,
         )
         model = ValleyForConditionalGeneration(config, language_model, vision_tower)
+        # Drawn by itself, like the tower: models that differ in their temporal module alone start alike.
+        torch.manual_seed(seed)
+        model.projector.reset_parameters()
         for parameter in model.parameters():  # not the buffers: rotary frequencies do not survive bf16
             parameter.data = parameter.data.to(dtype)
         _start_added_tokens(model, len(processor.tokenizer))

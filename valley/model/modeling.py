@@ -75,9 +75,8 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         width = tower.hidden_size if config.placement == "before_projector" else text_width
         self.vision_tower = vision_tower or VisionTower(tower)
         self.standardisation = Standardisation(tower.hidden_size)
-        # Drawn before the temporal module, so that models which differ in that one alone start alike.
-        self.projector = nn.Linear(tower.hidden_size, text_width)
         self.temporal = TEMPORAL[config.temporal](dim=width, num_patches=tower.num_patches)
+        self.projector = nn.Linear(tower.hidden_size, text_width)
         self.added_tokens = nn.Embedding(len(config.added_token_ids), text_width)
         self.language_model = language_model
         self.post_init()  # type: ignore[no-untyped-call]  # transformers

@@ -61,7 +61,7 @@ def test_the_model_is_given_pictures_as_pictures_and_tokens_as_tokens() -> None:
 def test_a_batch_moves_as_a_whole_and_a_sample_travels() -> None:
     sample = make_sample(1, [2, 3, 4], [2])
     moved = collate([sample], pad_id=0).to("meta")
-    assert {getattr(moved, name).device for name in moved.model_inputs()} == {torch.device("meta")}
+    assert {value.device for value in moved.model_inputs().values()} == {torch.device("meta")}
     assert moved.slots == (1,)
     again = pickle.loads(pickle.dumps(sample))
     assert again.frames.tobytes() == sample.frames.tobytes()

@@ -45,7 +45,7 @@ def test_a_run_on_a_store_has_the_losses_of_a_run_on_the_files(tmp_path: Path, p
     expected = losses(plain)
     found = losses(plain.model_copy(update={"output": str(tmp_path / "stored"), "features": store}))
     assert len(found) == len(expected) > 3
-    assert found == pytest.approx(expected, abs=2e-2)
+    assert found == pytest.approx(expected, abs=2e-3)
     answers = [
         json.loads((folder / "answers.json").read_text())["data"]
         for folder in (tmp_path / "stored", tmp_path / "data" / "run")
@@ -60,7 +60,7 @@ def test_pictures_do_matter_to_those_losses(tmp_path: Path) -> None:
     for path in (tmp_path / "data").glob("*.png"):
         path.write_bytes((tmp_path / "data" / "pictures-0.png").read_bytes())
     changed = losses(plain.model_copy(update={"output": str(tmp_path / "changed")}))
-    assert changed != pytest.approx(expected, abs=2e-2)
+    assert changed != pytest.approx(expected, abs=2e-3)
 
 
 def test_filling_a_store_again_encodes_what_is_new_and_names_what_is_bad(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_filling_a_store_again_encodes_what_is_new_and_names_what_is_bad(tmp_pat
     assert (first["files"], first["encoded_now"], first["clips"], first["rejected"]) == (6, 6, 6, 0)
     assert first["bytes"] == first["bytes_estimated"] > 0
     (tmp_path / "data" / "pictures-0.png").write_bytes(b"no picture")
-    next((tmp_path / "store").glob("*.parquet")).unlink()  # a crash before the index of two files was written
+    next((tmp_path / "store").glob("*.tokens")).with_suffix(".parquet").unlink()  # a crash before the index of two files was written
     encode_plain(job)
     second = json.loads((tmp_path / "store" / "summary.json").read_text())
     assert second["rejected"] == 1
