@@ -206,11 +206,11 @@ class Encoder:
             return 0
         lengths = [len(clip.frames) for clip in clips]
         frames = torch.from_numpy(np.concatenate([clip.frames for clip in clips]))
-        parts = frames.split(self._tower.config.micro_batch)
+        parts = torch.split(frames, self._tower.config.micro_batch)
         tokens = torch.cat([self._tower(part.to(self._device)).to("cpu", torch.bfloat16) for part in parts])
         new = [
             NewClip(clip.key, clip.stamp, clip.path, part, clip.notes)
-            for clip, part in zip(clips, tokens.split(lengths), strict=True)
+            for clip, part in zip(clips, torch.split(tokens, lengths), strict=True)
         ]
         write_shard(self._folder, self._header, new)
         return sum(lengths)

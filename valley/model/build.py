@@ -111,7 +111,8 @@ def _saved_tower(path: str) -> VisionTower:
     if not Path(folder).is_dir():
         return load_saved(path, dtype=torch.float32).vision_tower
     config: Any = ValleyConfig.from_pretrained(folder)
-    tower, prefix, weights = VisionTower(config.vision_config), "vision_tower.", {}
+    tower, prefix = VisionTower(config.vision_config), "vision_tower."
+    weights: dict[str, torch.Tensor] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             weights |= {

@@ -71,7 +71,9 @@ def test_filling_a_store_again_encodes_what_is_new_and_names_what_is_bad(tmp_pat
     assert (first["files"], first["encoded_now"], first["clips"], first["rejected"]) == (6, 6, 6, 0)
     assert first["bytes"] == first["bytes_estimated"] > 0
     (tmp_path / "data" / "pictures-0.png").write_bytes(b"no picture")
-    next((tmp_path / "store").glob("*.tokens")).with_suffix(".parquet").unlink()  # a crash before the index of two files was written
+    next((tmp_path / "store").glob("*.tokens")).with_suffix(
+        ".parquet"
+    ).unlink()  # a crash before the index of two files was written
     encode_plain(job)
     second = json.loads((tmp_path / "store" / "summary.json").read_text())
     assert second["rejected"] == 1
