@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from valley.config import Settings, describe, load_settings, preset_names
@@ -22,26 +22,33 @@ class Command(NamedTuple, Generic[S]):
     dry_run: bool
 
 
-def parse_command(model: type[S], description: str, argv: Sequence[str] | None = None) -> Command[S]:
+def parse_command(
+    model: type[S], description: str, argv: Sequence[str] | None = None, *, switches: Mapping[str, str] | None = None
+) -> Command[S]:
     """Reads a job's command line into settings.
 
     Args:
         model: the settings class of the job.
         description: what the job does, for `--help`.
         argv: words of the command line; None: `sys.argv`.
+        switches: names of settings that may also be switched on by an option (`--resume`), with what that does.
 
     Raises:
         SettingsError: with every wrong key and value, each with its dotted path.
     """
+    options = "".join(f"[--{name}] " for name in switches or {})
     parser = argparse.ArgumentParser(
         description=description,
-        usage="%(prog)s [--config NAME_OR_FILE] [--dry-run] [key=value …]",
+        usage=f"%(prog)s [--config NAME_OR_FILE] [--dry-run] {options}[key=value …]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_settings_table(model),
     )
     parser.add_argument("--config", help=f"a preset ({', '.join(preset_names(model))}) or a YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, from metadata alone, and stop")
+    for name, text in (switches or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     arguments, words = parser.parse_known_args(argv)
+    words += [f"{name}=true" for name in switches or {} if getattr(arguments, name)]
     if wrong := [word for word in words if word.startswith("--")]:
         words = [word for word in words if word not in wrong]
         problems = [f"{word}: unknown option; settings are given as key=value{_meant(word)}" for word in wrong]

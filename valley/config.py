@@ -89,16 +89,28 @@ def load_settings(model: type[S], config: str | None, overrides: Sequence[str] =
     problems: list[str] = []
     for word in _join_split_values(overrides):
         try:
-            _assign(tree, *_parse_override(word))
+            assign(tree, *_parse_override(word))
         except SettingsError as error:
             problems += error.problems
     try:
-        settings = model.model_validate(tree)
-    except ValidationError as error:
-        problems += _explain(model, error.errors())
+        settings = validate(model, tree)
+    except SettingsError as error:
+        problems += error.problems
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def validate(model: type[S], tree: Mapping[str, Any]) -> S:
+    """Makes settings of a plain tree.
+
+    Raises:
+        SettingsError: with every problem found, each on its own line.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_explain(model, error.errors())) from None
 
 
 def read_config(name_or_path: str, model: type[Settings] = Settings) -> dict[str, Any]:
@@ -174,7 +186,12 @@ def _parse_override(word: str) -> tuple[list[str], Any]:
         raise SettingsError([f"{path}: value is not YAML: {text}"]) from None
 
 
-def _assign(tree: dict[str, Any], path: list[str], value: Any) -> None:
+def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets what a dotted path leads to in a plain tree of settings, and makes the mappings on the way.
+
+    Raises:
+        SettingsError: the path leads into a single value, or to no item of a list.
+    """
     node: Any = tree
     for depth, key in enumerate(path):
         last = depth == len(path) - 1

@@ -146,3 +146,19 @@ class TrackingError(ValleyError):
 
 class ClusterError(ValleyError):
     """The cluster cannot run what was asked."""
+
+
+class ComparisonError(ValleyError):
+    """Trials of a comparison failed.
+
+    Args:
+        consequence: what became of the others.
+        failures: one line for each that failed.
+    """
+
+    def __init__(self, consequence: str, failures: Sequence[str]) -> None:
+        self.consequence, self.failures = consequence, tuple(failures)
+        super().__init__("\n  ".join([f"{len(self.failures)} trial(s) failed; {consequence}", *self.failures]))
+
+    def __reduce__(self) -> tuple[type[ComparisonError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.consequence, self.failures)

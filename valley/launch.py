@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from valley.command import parse_command, run_command
+from valley.comparison.settings import CompareSettings
 from valley.evaluation.questions import read_questions
 from valley.evaluation.settings import EvaluationSettings
 from valley.training.encoding import EncodeSettings, encode_plain, plan_encoding
@@ -34,8 +35,8 @@ def launch_two_stages(description: str) -> int:
         command = parse_command(TwoStages, description)
         settings = command.settings
         if command.dry_run:
-            _say(f"STAGE 1\n{plan(settings.pretrain)}")
-            _say(f"STAGE 2, of a model like that of stage 1\n{plan(settings.planned_finetune)}")
+            for name, stage in settings.planned.items():
+                _say(f"{name.upper()}\n{plan(stage)}")
         else:
             _say(run_two_stages(settings, train))
 
@@ -73,6 +74,25 @@ def launch_encoding(description: str) -> int:
             from valley.distributed.encode import encode_on_ray
 
             _say(encode_on_ray(settings))
+
+    return run_command(job)
+
+
+def launch_comparison(description: str) -> int:
+    """Compares the trainings that the command line describes; see `launch_stage`."""
+
+    def job() -> None:
+        command = parse_command(
+            CompareSettings, description, switches={"resume": "go on with the comparison in the output folder"}
+        )
+        if command.dry_run:
+            from valley.comparison.compare import plan_comparison
+
+            _say(plan_comparison(command.settings))
+        else:
+            from valley.distributed.compare import compare_on_ray
+
+            _say(compare_on_ray(command.settings))
 
     return run_command(job)
 

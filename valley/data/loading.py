@@ -193,6 +193,7 @@ class Loader:
 
     def _load_row(self, slot: int, row: int, timings: Timings) -> Sample | Reject:
         record, source = self.manifest.record(row), self.manifest.source_of(row)
+        record = record.without_media() if self.settings.blind else record
         started_s = time.perf_counter()
         trace = _Trace()
         try:

@@ -118,6 +118,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
             for turn in self.turns
         ]
 
+    def without_media(self) -> Record:
+        """The same dialogue, its text alone."""
+        turns = tuple(Turn(turn.role, tuple(part for part in turn.parts if part is not None)) for turn in self.turns)
+        return Record(self.id, self.source, turns, ())
+
 
 class _FaultError(Exception):
     """A record's fault, before it is known whose it is."""

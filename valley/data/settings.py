@@ -39,6 +39,9 @@ class ValidationSettings(Settings):
     """Steps between two validations; 0: only at the end."""
     prompts: NonNegativeInt = 8
     """Samples whose answers are generated and logged at each validation."""
+    questions: NonNegativeInt = 0
+    """Held-out records that have `kind`, `answer` and `choices`: so many of them are asked at each validation, and the
+    share of right answers is a curve (`validation/accuracy`), in all and by kind."""
 
 
 class DataSettings(Settings):
@@ -53,6 +56,8 @@ class DataSettings(Settings):
     limits: Limits = Limits()
     max_remote_bytes: PositiveInt = 1 << 30
     """Largest file read from a remote root; it is held in memory whole, twice while it is decoded, by every worker."""
+    blind: bool = False
+    """Leave all media out of the dialogues: a run that shows what can be learned from their text alone."""
     max_tokens: PositiveInt = 2048
     """Longest sample in tokens, visual tokens included (appendix A); longer ones are cut at the end of their text."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
@@ -34,15 +34,19 @@ from valley.training.tracking import METRICS_FILE
 logger = logging.getLogger(__name__)
 
 
-def run_on_ray(settings: RunSettings) -> str:
+def run_on_ray(settings: RunSettings, resources: Mapping[str, float] | None = None) -> str:
     """Trains on the cluster that the settings name, or on a local one; returns the summary as text.
+
+    Args:
+        settings: of the run.
+        resources: what it may take, by Ray's names; None: all that is free.
 
     Raises:
         ValleyError: settings, data, model, storage or cluster cannot be used.
     """
     job = prepare_job(settings)
     connect(settings.cluster)
-    split = share_out(free_resources(), settings.cluster)
+    split = share_out(free_resources() if resources is None else resources, settings.cluster)
     logger.info("%s", split)
     job = open_job(job, num_nodes=num_nodes())
     logger.info("starting %d training worker(s); this takes a while", split.num_workers)

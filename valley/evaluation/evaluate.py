@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -76,6 +77,7 @@ def evaluate(answerer: Answerer, settings: EvaluationSettings) -> str:
     summary = {
         "model": settings.model,
         "questions": settings.questions,
+        "frames": settings.frames,
         "kinds": {
             row.kind: asdict(row) | {"accuracy": row.accuracy, "interval_95": list(row.interval)} for row in scores
         },
@@ -93,7 +95,8 @@ def _pose(
     root = Root(settings.root or settings.questions.rpartition("/")[0])
     for question in questions:
         try:
-            clips = iter([_read(medium, root, answerer, settings) for medium in question.record.media])
+            media = question.record.media if settings.frames != "none" else ()
+            clips = iter([_read(medium, root, answerer, settings) for medium in media])
         except MediaError as error:
             rejects.append(f"{question.record.id}: {error}")
             continue
@@ -105,6 +108,7 @@ def _pose(
                     "content": [
                         part if part["type"] == "text" else _carrying(part["type"], next(clips))
                         for part in message["content"]
+                        if part["type"] == "text" or settings.frames != "none"
                     ],
                 }
                 for message in question.prompt
@@ -125,13 +129,19 @@ def _read(medium: Media, root: Root, answerer: Answerer, settings: EvaluationSet
     """
     files = [root.read(root.find(medium.candidates(path))) for path in medium.paths]
     clips = [sample_clip(file, answerer.sampling, limits=settings.limits, **answerer.framing) for file in files]
-    return np.concatenate([clip.pixels for clip in clips])
+    frames = np.concatenate([clip.pixels for clip in clips])
+    if settings.frames == "shuffled":  # any order, the true one too: each order and its reverse are as likely
+        frames = frames[np.random.default_rng(zlib.crc32(medium.paths[0].encode())).permutation(len(frames))]
+    return frames
 
 
 def _judge(question: Question, answer: str) -> dict[str, Any]:
     return {
         "id": question.record.id,
         "kind": question.kind,
+        "pair": question.pair,
+        "single_frame": question.single_frame,
+        "duration_s": question.duration_s,
         "choices": list(question.choices),
         "truth": question.answer,
         "answer": answer,

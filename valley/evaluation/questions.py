@@ -20,12 +20,18 @@ class Question:
         kind: what it is about, such as "colour".
         answer: the true choice.
         choices: all answers there are to choose from, different from each other.
+        pair: names what it depends on: questions of one pair stand or fall together.
+        single_frame: whether one frame of the clip suffices; None: not known.
+        duration_s: of the clip; None: not known.
     """
 
     record: Record
     kind: str
     answer: str
     choices: tuple[str, ...]
+    pair: str
+    single_frame: bool | None = None
+    duration_s: float | None = None
 
     @property
     def prompt(self) -> list[Message]:
@@ -37,7 +43,8 @@ def read_questions(path: str, max_questions: int | None = None) -> tuple[list[Qu
     """Returns the questions of a data file, and what is wrong with the records that hold none.
 
     Args:
-        path: a data file whose records also have `kind`, `answer` and `choices`.
+        path: a data file whose records also have `kind`, `answer` and `choices`, and may have `pair`, `single_frame`
+            and `duration_s`.
         max_questions: stop after so many.
 
     Raises:
@@ -72,4 +79,14 @@ def _read_question(raw: object, position: int) -> Question:
         raise RecordError(record.id, "choices", "expected a list of texts")
     if not isinstance(answer, str) or choices.count(answer) != 1:
         raise RecordError(record.id, "answer", "expected exactly one of the choices")
-    return Question(record, kind, answer, tuple(choices))
+    pair = raw.get("pair") or (record.media[0].paths[0] if record.media else record.id)
+    duration_s, single_frame = raw.get("duration_s"), raw.get("single_frame")
+    return Question(
+        record,
+        kind,
+        answer,
+        tuple(choices),
+        str(pair),
+        single_frame if isinstance(single_frame, bool) else None,
+        float(duration_s) if isinstance(duration_s, int | float) else None,
+    )

@@ -10,17 +10,13 @@ from valley.config import Location, Settings
 from valley.media.limits import Limits
 
 
-class EvaluationSettings(Settings):
-    """One evaluation."""
+class QuestionSettings(Settings):
+    """Which questions are asked, and how."""
 
-    model: Location
-    """A saved Valley model: a training run's `model` folder."""
     questions: Location
     """Records (appendix B) that also have a `kind`, the true `answer` and all its `choices`."""
     root: Location = ""
     """Folder or fsspec URI that media paths are relative to; empty: the questions' own folder."""
-    output: Location = "runs/evaluation"
-    """Folder of `summary.json` and `answers.json`."""
     batch: PositiveInt = 16
     """Questions asked at once."""
     max_new_tokens: PositiveInt = 16
@@ -29,4 +25,16 @@ class EvaluationSettings(Settings):
     """Ask only this many, the first ones; null: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; `auto`: on the GPU when there is one."""
+    frames: Literal["all", "shuffled", "none"] = "all"
+    """What is shown with a question: the frames in order, in a random order, or none. What needs time cannot be
+    answered from shuffled frames, and nothing but the text's own bias from none."""
     limits: Limits = Limits()
+
+
+class EvaluationSettings(QuestionSettings):
+    """One evaluation."""
+
+    model: Location
+    """A saved Valley model: a training run's `model` folder."""
+    output: Location = "runs/evaluation"
+    """Folder of `summary.json` and `answers.json`."""

@@ -52,7 +52,7 @@ def build_model(
             except ModelError as error:
                 raise ModelError(f"model.path: {error}") from error
         processor = build_processor(settings, Sampling())
-        vision_tower = build_tower(settings, seed=seed)
+        vision_tower = build_tower(settings)
         language_model = load_language_model(settings.llm, vocab_size=len(processor.tokenizer), dtype=dtype)
         ids = dict(zip(ADDED_TOKENS, processor.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS)), strict=True))
         config = ValleyConfig(
@@ -80,12 +80,11 @@ def build_model(
     return model
 
 
-def build_tower(settings: ModelSettings, *, seed: int) -> VisionTower:
+def build_tower(settings: ModelSettings) -> VisionTower:
     """Builds the tower of a model of these settings by itself, with the weights that it has there, in fp32.
 
     Args:
         settings: of the model.
-        seed: of random weights; a tower has the same whatever stands beside it.
 
     Raises:
         ModelError: it is unknown, cannot be loaded or does not fit.
@@ -97,7 +96,7 @@ def build_tower(settings: ModelSettings, *, seed: int) -> VisionTower:
             raise ModelError(f"model.path: no tower can be loaded from {settings.path}: {error}") from error
     config = vision_config(settings.vision)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(settings.vision.seed)
         tower = VisionTower(config)
     load_pretrained(tower, config)
     for module in tower.modules():

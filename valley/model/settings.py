@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from valley.config import Location, Settings, Weights
 from valley.model.temporal import TEMPORAL
@@ -17,6 +17,8 @@ class VisionSettings(Settings):
     """An open_clip model with a ViT tower, or `tiny` or `small`: random ones built in code."""
     pretrained: Weights | None = "openai"
     """open_clip's tag, or a path of weights; null: random weights (said loudly)."""
+    seed: NonNegativeInt = 0
+    """Seed of random weights: a tower that never trains is the same for every `seed` of a run."""
     layer: int = -2
     """Block whose output is used; -1 is the last, -2 the one before (LLaVA's choice; the paper is silent)."""
     micro_batch: int = 32

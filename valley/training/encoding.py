@@ -101,7 +101,7 @@ def _plan(settings: EncodeSettings, device: torch.device) -> tuple[VisionTower, 
     manifests = list(
         {loader.manifest.path: loader.manifest for loader in (run.loader, run.held_out) if loader}.values()
     )
-    tower = build_tower(settings.model, seed=settings.seed)
+    tower = build_tower(settings.model)
     header = StoreHeader(tower=identify_tower(tower), precision=settings.store.precision, pooled=settings.store.pooled)
     tasks = list(list_tasks(manifests))
     return tower, header, tasks, estimate(manifests, len(tasks), header, seconds_per_frame(tower.to(device), device))

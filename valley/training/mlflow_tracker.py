@@ -102,11 +102,13 @@ def start_run(settings: RunSettings, *, num_nodes: int = 1, run_id: str | None =
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        client = _client(uri)
+        client = make_client(uri)
         if run_id is not None and _is_known(client, run_id):
             client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             return MlflowRun(uri, run_id)
         tags = {} if run_id is None else {"valley.continues": run_id}
+        if settings.tracking.parent:
+            tags["mlflow.parentRunId"] = settings.tracking.parent
         name = settings.tracking.run_name or Path(settings.output).name
         run = client.create_run(_experiment(client, uri, settings.tracking.experiment), run_name=name, tags=tags)
         return MlflowRun(uri, run.info.run_id)
@@ -135,7 +137,7 @@ def end_run(run: MlflowRun | None, status: Literal["FINISHED", "FAILED", "KILLED
     from mlflow.exceptions import MlflowException
 
     try:
-        _client(run.uri).set_terminated(run.run_id, status)
+        make_client(run.uri).set_terminated(run.run_id, status)
     except (MlflowException, OSError) as error:
         logger.warning("MLflow: the run could not be marked as %s: %s", status, _first_line(error))
 
@@ -202,7 +204,7 @@ class MlflowTracker:
         client: MlflowClient | None = None
         while self._wait_for_work():
             try:
-                client = client or _client(self._uri)
+                client = client or make_client(self._uri)
                 self._send_params(client)
                 self._send_points(client)
                 self._send_artifacts(client)
@@ -292,7 +294,7 @@ class MlflowTracker:
             self._changed.wait_for(lambda: self._abandoned, timeout=_RETRY_S)
 
 
-def _client(uri: str) -> MlflowClient:
+def make_client(uri: str) -> MlflowClient:
     """Returns a client that tells soon when nobody answers: trying again, for minutes in MLflow, is done here."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for noisy in ("alembic", "mlflow.store.db.utils"):

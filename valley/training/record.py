@@ -21,6 +21,7 @@ _DECIDING = (
     "seed",
     "model.",
     "data.sampling.",
+    "data.blind",
     "data.max_tokens",
     "data.validation.fraction",
     "data.validation.sources",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -40,11 +40,19 @@ from valley.training.progress import Progress, make_progress
 from valley.training.record import RECORD_FILE, read_record, write_record
 from valley.training.resume import take_over
 from valley.training.settings import RunSettings
-from valley.training.stage import compute_dtype, format_table, learning_rate_factor, prepare, what_trains
+from valley.training.stage import ModuleRow, compute_dtype, format_table, learning_rate_factor, prepare, what_trains
 from valley.training.standardise import standardise
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 from valley.training.tracking import METRICS_FILE, FileTracker, Tracker, Trackers, flatten
-from valley.training.validation import Validator, answer_prompts, append_answers, drop_answers, load_prompts
+from valley.training.validation import (
+    ACCURACY,
+    Exam,
+    Validator,
+    answer_prompts,
+    append_answers,
+    drop_answers,
+    load_prompts,
+)
 from valley.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -94,7 +102,8 @@ def train_rank(
         The figures of the run; rank 0 has also written the final model and `summary.json` into the run folder.
     """
     settings, stage = job.settings, job.settings.train
-    engine, meter, keeper, table = _build(job, device)
+    engine, meter, keeper, parts = _build(job, device)
+    table = format_table(parts)
     result = take_over(job, engine, keeper.frozen)
     standardise(job, engine)
     first_step = result.totals.num_steps
@@ -149,7 +158,7 @@ def train_rank(
             tracker.log_artifact(ledger.path)
         if complete := keeper.finish():
             report(complete)
-        _finish(job, engine, keeper, ledger, tracker, result)
+        _finish(job, engine, keeper, ledger, tracker, result, parts)
     return result
 
 
@@ -180,8 +189,8 @@ def _cadence(settings: RunSettings) -> Cadence:
     )
 
 
-def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, str]:
-    """Builds the model and what trains it; also returns the table of what trains."""
+def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, list[ModuleRow]]:
+    """Builds the model and what trains it; also returns what it consists of."""
     settings, stage = job.settings, job.settings.train
     _settle_on(device)
     model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
@@ -191,12 +200,12 @@ def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, s
     if settings.lora and "llm" in stage.modules:
         add_lora(model, settings.lora, seed=settings.seed)
     groups = prepare(model, stage)
-    table = format_table(what_trains(model, groups))
+    parts = what_trains(model, groups)
     frozen = name_frozen_parts(model, groups, settings) if place_among_ranks()[0] == 0 else {}
     peak = peak_flops(device, stage.precision)
     flops = FlopCounter(model, groups) if peak else None
     engine = ENGINES[settings.engine.name](model, groups, stage, settings.engine, device)
-    return engine, StepMeter(engine, flops, peak), Keeper(job, engine, frozen), table
+    return engine, StepMeter(engine, flops, peak), Keeper(job, engine, frozen), parts
 
 
 def _settle_on(device: torch.device) -> None:
@@ -256,12 +265,22 @@ def _examiner(
     takes_part = engine.rank == 0 or not engine.replicates_weights
     prompts = load_prompts(job.held_out, validation.prompts) if takes_part else []
     answers_file = job.folder / ANSWERS_FILE
+    exam = Exam(
+        engine,
+        job.processor,
+        job.held_out,
+        stream,
+        micro_batch=job.settings.train.micro_batch,
+        max_questions=validation.questions,
+    )
 
     def examine(done: int) -> float:
         found = validator()
+        accuracy = exam() if validation.questions else {}
         ledger.inspect_held_out(found.rejects, found.num_samples)
-        tracker.log_metrics(done, found.metrics())
-        progress.say(f"step {done}: {found}")
+        tracker.log_metrics(done, found.metrics() | accuracy)
+        right = f"; {accuracy[ACCURACY]:.1%} of the questions answered rightly" if accuracy else ""
+        progress.say(f"step {done}: {found}{right}")
         if answers := answer_prompts(engine, job.processor, prompts, done):
             append_answers(answers_file, answers)
             tracker.log_artifact(answers_file)
@@ -270,7 +289,15 @@ def _examiner(
     return examine
 
 
-def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: Tracker, result: FitResult) -> None:
+def _finish(
+    job: Job,
+    engine: Engine,
+    keeper: Keeper,
+    ledger: Ledger,
+    tracker: Tracker,
+    result: FitResult,
+    parts: Sequence[ModuleRow],
+) -> None:
     """Writes the final model, the loss curve and the summary."""
     model = keeper.save_model()
     if engine.rank != 0:
@@ -281,6 +308,7 @@ def _finish(job: Job, engine: Engine, keeper: Keeper, ledger: Ledger, tracker: T
     draw_loss_curve(folder / METRICS_FILE, folder / CURVE_FILE, f"{folder.name}: {job.total_steps} steps")
     summary = summarise(
         result,
+        parts=parts,
         model=model,
         checkpoint=newest.path if newest else None,
         best_checkpoint=best.path if best else None,

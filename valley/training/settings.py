@@ -22,7 +22,8 @@ Module = Literal["temporal", "projector", "llm"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _on_or_off(value: object) -> object:
+def on_or_off(value: object) -> object:
+    """Makes `true` a group of settings with its defaults, `false` none; anything else stays as it is."""
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
@@ -104,6 +105,8 @@ class TrackingSettings(Settings):
     experiment: str = "valley"
     run_name: str | None = None
     """Name of the run; null: the run folder's name."""
+    parent: str | None = None
+    """Id of the MLflow run that this one is a child of."""
     every_steps: PositiveInt = 1
     """Steps between two points of a curve."""
     flush_s: PositiveFloat = 120.0
@@ -163,11 +166,11 @@ class RunSettings(Settings):
     """A store of the tower's tokens, made by `jobs/encode.py`: read in the place of pictures. Empty: decode and encode
     anew in every epoch."""
     train: StageSettings = StageSettings()
-    lora: Annotated[LoRASettings | None, BeforeValidator(_on_or_off)] = None
+    lora: Annotated[LoRASettings | None, BeforeValidator(on_or_off)] = None
     """`true`, or its settings: train a low-rank update in the place of the LLM, when that is to train."""
     engine: EngineSettings = EngineSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
-    profile: Annotated[ProfileSettings | None, BeforeValidator(_on_or_off)] = None
+    profile: Annotated[ProfileSettings | None, BeforeValidator(on_or_off)] = None
     """`true`, or its settings: write a trace of a few steps and a table of operators into `profile/`."""
     cluster: ClusterSettings = ClusterSettings()

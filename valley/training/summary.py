@@ -14,6 +14,7 @@ from valley.checkpoints.store import write_json
 from valley.data.rejects import Reject
 from valley.training.loop import FitResult
 from valley.training.mlflow_tracker import MlflowRun, ui_command
+from valley.training.stage import ModuleRow
 
 SUMMARY_FILE = "summary.json"
 
@@ -21,6 +22,7 @@ SUMMARY_FILE = "summary.json"
 def summarise(
     result: FitResult,
     *,
+    parts: Sequence[ModuleRow],
     model: Path,
     checkpoint: Place | None,
     best_checkpoint: Place | None,
@@ -32,6 +34,7 @@ def summarise(
 
     Args:
         result: figures of the loop.
+        parts: what the model consists of.
         model: the final model, a Hugging Face folder.
         checkpoint: what the run can be gone on with.
         best_checkpoint: the same of the lowest validation loss.
@@ -56,6 +59,8 @@ def summarise(
         "frames_per_s": round(totals.per_second(totals.later_frames), 3),
         "data_wait_share": round(totals.wait_share, 4),
         "padding_share": round(1 - totals.num_tokens / max(totals.num_places, 1), 4),
+        "parameters": {part.module: part.num_parameters for part in parts},
+        "trainable_parameters": sum(part.num_trainable for part in parts),
         "peak_memory_gib": round(totals.peak_memory_bytes / 2**30, 3),
         "rejected": len(rejects),
         "rejected_for": dict(Counter(reject.error for reject in rejects).most_common()),

@@ -1,4 +1,8 @@
-"""Both training stages in one go (paper 4.3): what the first has made, the second begins with."""
+"""Both training stages in one go (paper 4.3): what the first has made, the second begins with.
+
+A language model that is trained from nothing has no use for a first stage, which would leave it as it is: that may be
+left out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from valley.model.saved import MODEL_FOLDER
 from valley.training.job import ANSWERS_FILE, is_finished
 from valley.training.mlflow_tracker import tracking_uri
 from valley.training.settings import RunSettings
-from valley.training.summary import SUMMARY_FILE, read_summary, write_summary
+from valley.training.summary import SUMMARY_FILE, format_summary, read_summary, write_summary
 
 logger = logging.getLogger(__name__)
 
@@ -29,34 +33,33 @@ class TwoStages(Settings):
 
     output: Location = "runs/train"
     """Run folder; the stages have theirs in it, `pretrain` and `finetune`."""
-    pretrain: RunSettings
-    """Stage 1; its `output` is set by the one above."""
+    pretrain: RunSettings | None = None
+    """Stage 1; its `output` is set by the one above. Null: there is none."""
     finetune: RunSettings
     """Stage 2; its `output` likewise, its `model.path` by stage 1."""
 
     @model_validator(mode="after")
     def _stages_lie_apart(self) -> TwoStages:
-        path = self.pretrain.checkpoint.path
+        path = self.pretrain.checkpoint.path if self.pretrain else ""
         if path and path == self.finetune.checkpoint.path:
             raise ValueError(f"pretrain.checkpoint.path and finetune.checkpoint.path are one, {path}: name two")
         return self
 
     @property
-    def first(self) -> RunSettings:
-        """Stage 1 in its place."""
-        return self._in_place(self.pretrain, "pretrain")
+    def stages(self) -> dict[str, RunSettings]:
+        """The stages in their places, by name, in order; the second begins with the model of the first."""
+        second = self._in_place(self.finetune, "finetune")
+        if not self.pretrain:
+            return {"finetune": second}
+        first = self._in_place(self.pretrain, "pretrain")
+        model = second.model.model_copy(update={"path": str(Path(first.output) / MODEL_FOLDER)})
+        return {"pretrain": first, "finetune": second.model_copy(update={"model": model})}
 
     @property
-    def second(self) -> RunSettings:
-        """Stage 2 in its place, from the model of stage 1."""
-        path = str(Path(self.first.output) / MODEL_FOLDER)
-        model = self.finetune.model.model_copy(update={"path": path})
-        return self._in_place(self.finetune, "finetune").model_copy(update={"model": model})
-
-    @property
-    def planned_finetune(self) -> RunSettings:
-        """Stage 2 of the model that stage 1 is going to begin with: what can be planned before there is one."""
-        return self.second.model_copy(update={"model": self.pretrain.model})
+    def planned(self) -> dict[str, RunSettings]:
+        """The same before there is a model: the second with one like that which the first begins with."""
+        first = next(iter(self.stages.values()))
+        return {name: stage.model_copy(update={"model": first.model}) for name, stage in self.stages.items()}
 
     def _in_place(self, stage: RunSettings, name: str) -> RunSettings:
         """A stage in its folder, tracked beside the folder of both."""
@@ -86,31 +89,32 @@ def run_two_stages(settings: TwoStages, train: Callable[[RunSettings], str]) -> 
     Raises:
         ValleyError: settings, data, model, storage or cluster cannot be used.
     """
-    folder = Path(settings.output)
-    first, second = settings.first, settings.second
+    folder, stages = Path(settings.output), settings.stages
     if (folder / SUMMARY_FILE).exists():  # a finished training is done anew
         (folder / SUMMARY_FILE).unlink()
-        first, second = (_anew(stage) for stage in (first, second))
-    if first.checkpoint.resume and is_finished(first):
-        logger.info("stage 1 is done: %s", first.output)
-    else:
-        logger.info("stage 1\n%s", train(first))
-    text = train(second)
-    write_summary(folder, _together(read_summary(Path(first.output)), read_summary(Path(second.output))))
-    return f"{text}\n\n{_answers(Path(second.output) / ANSWERS_FILE)}".strip()
+        stages = {name: _anew(stage) for name, stage in stages.items()}
+    for name, stage in stages.items():
+        if stage.checkpoint.resume and is_finished(stage):
+            logger.info("%s is done: %s", name, stage.output)
+        else:
+            logger.info("%s\n%s", name, train(stage))
+    summaries = {name: read_summary(Path(stage.output)) for name, stage in stages.items()}
+    write_summary(folder, _together(summaries))
+    last = Path(stages["finetune"].output)
+    return f"{format_summary(summaries['finetune'])}\n\n{_answers(last / ANSWERS_FILE)}".strip()
 
 
 def _anew(stage: RunSettings) -> RunSettings:
     return stage.model_copy(update={"checkpoint": stage.checkpoint.model_copy(update={"resume": False})})
 
 
-def _together(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The last stage's figures, with sums over both where there are any to make, and each stage's own below."""
+def _together(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The last stage's figures, with sums over all where there are any to make, and each stage's own below."""
     sums = ("steps", "samples", "tokens", "frames", "seconds", "rejected")
     return {
-        **second,
-        **{key: first[key] + second[key] for key in sums},
-        "stages": {"pretrain": first, "finetune": second},
+        **stages["finetune"],
+        **{key: sum(stage[key] for stage in stages.values()) for key in sums},
+        "stages": stages,
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ from valley.data.collate import IGNORED, Sample, collate, frames_argument, frame
 from valley.data.loading import Loader
 from valley.data.order import EMPTY
 from valley.data.rejects import Reject
+from valley.errors import ValleyError
+from valley.evaluation.metrics import is_right
+from valley.evaluation.questions import Question, read_questions
 from valley.model.processing import ValleyProcessor
 from valley.training.engines.base import Engine
 from valley.training.feed import Stream
 from valley.training.tracking import metric_name
 
+ACCURACY = "validation/accuracy"
+"""Name of the curve of right answers; `/` and a kind follow in those of single kinds."""
 MAX_ANSWER_TOKENS = 64
+_CHOICE_TOKENS = 16
+"""Longest answer to a question that has choices."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,73 @@ class Validator:
         return batches[self._engine.rank :: world_size]
 
 
+class Exam:
+    """Asks the same held-out questions each time, shared out over the ranks.
+
+    Args:
+        engine: holds the model.
+        processor: turns tokens into text.
+        loader: loads the held-out samples.
+        stream: loads ahead.
+        micro_batch: questions asked at once.
+        max_questions: at most this many, spread over the held-out samples; records that are no questions are left out.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        processor: ValleyProcessor,
+        loader: Loader,
+        stream: Stream,
+        *,
+        micro_batch: int,
+        max_questions: int,
+    ) -> None:
+        self._engine, self._processor, self._loader, self._stream = engine, processor, loader, stream
+        self._width = micro_batch
+        self._questions = dict(_find_questions(loader, max_questions))
+        self._kinds = sorted({question.kind for question in self._questions.values()})
+        slots = np.array(list(self._questions), dtype=np.int64)
+        self._slots = slots[engine.rank :: engine.world_size] if engine.replicates_weights else slots
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the share of right answers, in all and by kind, by the names of their curves; every rank calls it."""
+        asked, right = Counter[str](), Counter[str]()
+        with self._engine.inference():
+            for samples in self._stream(self._loader, self._slots, self._width):
+                prompts = [_prompt(self._loader, sample) for sample in samples if sample.weight and not sample.rejects]
+                for prompt, (_, answer) in zip(prompts, self._answers(prompts), strict=True):
+                    question = self._questions[prompt.sample.slot]
+                    asked[question.kind] += 1
+                    right[question.kind] += is_right(answer, question.answer, question.choices)
+        counts = [float(count[kind]) for count in (asked, right) for kind in self._kinds]
+        sums = self._engine.all_reduce_sum(counts)  # the same on all ranks when all ask everything
+        totals = dict(zip(self._kinds, zip(*np.split(np.array(sums), 2), strict=True), strict=True))
+        accuracy = {f"/{metric_name(kind)}": right / asked for kind, (asked, right) in totals.items() if asked}
+        if accuracy:
+            every = np.array(list(totals.values())).sum(0)
+            accuracy[""] = every[1] / every[0]
+        return {f"{ACCURACY}{kind}": float(share) for kind, share in accuracy.items()}
+
+    def _answers(self, prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+        return _generate(self._engine, self._processor, prompts, _CHOICE_TOKENS)
+
+
+def _find_questions(loader: Loader, max_questions: int) -> Iterator[tuple[int, Question]]:
+    """Yields the slots of held-out records that are questions, with these."""
+    asked = []
+    for source in loader.manifest.sources:
+        try:
+            questions, _ = read_questions(source.path)
+        except ValleyError:
+            questions = []
+        asked.append({question.record.id: question for question in questions})
+    for slot in held_out_slots(loader, max_questions).tolist():
+        row = loader.order.row(slot)
+        if question := asked[loader.manifest.source_of(row)].get(loader.manifest.record(row).id):
+            yield slot, question
+
+
 def held_out_slots(loader: Loader, max_samples: int) -> Int64[np.ndarray, " N"]:
     """Returns the slots of the held-out samples that are looked at: a seeded draw, the same each time."""
     slots = np.flatnonzero(loader.order.rows(0) != EMPTY)
@@ -166,7 +241,11 @@ def answer_prompts(engine: Engine, processor: ValleyProcessor, prompts: Sequence
     if engine.rank != 0 and engine.replicates_weights:
         return []
     with engine.inference():
-        answers = [_answer(engine, processor, prompt, step) for prompt in prompts]
+        said = [_generate(engine, processor, [prompt], MAX_ANSWER_TOKENS)[0] for prompt in prompts]
+    answers = [
+        Answer(step, prompt.sample.sample_id, prompt.question, truth, answer)
+        for prompt, (truth, answer) in zip(prompts, said, strict=True)
+    ]
     return answers if engine.rank == 0 else []
 
 
@@ -197,23 +276,32 @@ def _prompt(loader: Loader, sample: Sample) -> Prompt:
     return Prompt(sample, text.strip(), begin, end)
 
 
-def _answer(engine: Engine, processor: ValleyProcessor, prompt: Prompt, step: int) -> Answer:
+def _generate(
+    engine: Engine, processor: ValleyProcessor, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[tuple[str, str]]:
+    """Lets the model answer prompts side by side, greedily; returns the truth and the answer of each."""
+    if not prompts:
+        return []
     model: Any = engine.model
-    sample = prompt.sample
-    input_ids = torch.from_numpy(sample.input_ids[None, : prompt.begin]).to(engine.device)
-    num_media = int((input_ids == model.config.image_start_token_id).sum())
-    num_frames = torch.from_numpy(sample.num_frames[:num_media])
-    frames = frames_tensor(sample.frames[: int(num_frames.sum())]).to(engine.device)
-    media = {frames_argument(frames): frames, "num_frames": num_frames.to(engine.device)}
+    length = max(prompt.begin for prompt in prompts)
+    input_ids = np.full((len(prompts), length), processor.tokenizer.pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros((len(prompts), length), dtype=np.int64)
+    frames, num_frames = [], []
+    for row, prompt in enumerate(prompts):
+        tokens, sample = prompt.sample.input_ids[: prompt.begin], prompt.sample
+        input_ids[row, length - len(tokens) :], attention_mask[row, length - len(tokens) :] = tokens, 1
+        num_frames.append(sample.num_frames[: int((tokens == model.config.image_start_token_id).sum())])
+        frames.append(sample.frames[: int(num_frames[-1].sum())])
+    pictures = frames_tensor(np.concatenate(frames)).to(engine.device)
+    media = torch.from_numpy(np.concatenate(num_frames).astype(np.int64)).to(engine.device)
     generated = model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=MAX_ANSWER_TOKENS,
+        input_ids=torch.from_numpy(input_ids).to(engine.device),
+        attention_mask=torch.from_numpy(attention_mask).to(engine.device),
+        max_new_tokens=max_new_tokens,
         do_sample=False,
         **processor.stopping,
-        **(media if num_media else {}),
+        **({frames_argument(pictures): pictures, "num_frames": media} if len(media) else {}),
     )
-    truth, answer = processor.post_process_image_text_to_text(
-        [sample.input_ids[prompt.begin : prompt.end], generated[0, prompt.begin :]]
-    )
-    return Answer(step, sample.sample_id, prompt.question, truth.strip(), answer.strip())
+    truths = [prompt.sample.input_ids[prompt.begin : prompt.end] for prompt in prompts]
+    said = processor.post_process_image_text_to_text([*truths, *generated[:, length:]])
+    return [(truth.strip(), answer.strip()) for truth, answer in zip(said, said[len(prompts) :], strict=False)]

@@ -13,6 +13,7 @@ from valley.data.rejects import Reject
 from valley.training.loop import FitResult
 from valley.training.meter import Totals
 from valley.training.progress import Bar, Lines, Moment, Silent, following, make_progress
+from valley.training.stage import ModuleRow
 from valley.training.summary import format_summary, read_summary, summarise, write_summary
 
 REJECT = Reject(3, "a", "mine", "/a.mp4", "decode", "EmptyMediaError", "no bytes", 0.1)
@@ -98,6 +99,7 @@ def test_the_summary_divides_by_the_time_spent_in_steps_and_holds_no_nan(tmp_pat
 
     summary = summarise(
         result,
+        parts=[ModuleRow("temporal", 7, 7, "float32", 0.1), ModuleRow("vision", 5, 0, "float32", None)],
         model=Path("/m"),
         checkpoint=Path("/c"),
         best_checkpoint=None,
@@ -111,6 +113,7 @@ def test_the_summary_divides_by_the_time_spent_in_steps_and_holds_no_nan(tmp_pat
     assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail) == found
     assert (found["loss_first"], found["loss_last"]) == (3.0, None)
     assert (found["samples_per_s"], found["frames_per_s"], found["data_wait_share"]) == (15.0, 30.0, 0.25)
+    assert (found["parameters"], found["trainable_parameters"]) == ({"temporal": 7, "vision": 5}, 7)
     assert (found["padding_share"], found["rejected"], found["checkpoint"]) == (0.1, 2, "/m")
     assert "2 (2 EmptyMediaError): /t" in format_summary(found)
     assert "3.0000 at first, not finite at last; validation 1.7500, best 1.5000 at step 2" in format_summary(found)

@@ -65,7 +65,7 @@ def test_the_second_stage_tunes_what_the_first_made_and_both_are_summed_up(setti
     assert changed
     assert all("_proj" in name for name in changed)  # the update is merged into the linear layers, and only there
     assert (folder / "finetune" / "adapter" / "adapter_model.safetensors").is_file()
-    assert text.startswith("summary of finetune")
+    assert text.startswith(f"loss      {stages[1]['loss_first']:.4f} at first")
     assert text.count("asked     Which grey is number") + text.count("asked     What is") == text.count(
         "truth     number"
     )

@@ -1,0 +1,154 @@
+"""A comparison in MLflow: one run for all of it, a child for each trial, and the best model in the registry."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from valley.checkpoints.store import write_json
+from valley.comparison.settings import CompareSettings, RegistrySettings
+from valley.comparison.trials import Trial, comparison_uri
+from valley.errors import TrackingError
+from valley.evaluation.metrics import score
+from valley.model.saved import MODEL_FOLDER
+from valley.training.mlflow_tracker import MlflowRun, MlflowTracker, end_run, make_client, start_run
+from valley.training.tracking import metric_name
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "mlflow.json"
+_FLUSH_S = 120.0
+
+
+def begin_comparison_run(settings: CompareSettings, *, num_nodes: int = 1) -> MlflowRun | None:
+    """Opens the run of a comparison, or goes on with the one that its folder names; None when tracking is off.
+
+    Raises:
+        TrackingError: MLflow cannot be used as configured.
+    """
+    stage, folder = settings.finetune, Path(settings.output)
+    tracking = {"uri": comparison_uri(settings), "run_name": stage.tracking.run_name or folder.name}
+    whole = stage.model_copy(update={"output": settings.output, "tracking": stage.tracking.model_copy(update=tracking)})
+    run = start_run(whole, num_nodes=num_nodes, run_id=_known_run(folder))
+    _remember(folder, run)
+    return run
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """The MLflow run of a trial; its stages are children of it.
+
+    Attributes:
+        mlflow: the run; None when tracking is off.
+    """
+
+    mlflow: MlflowRun | None
+
+    @contextmanager
+    def status(self) -> Iterator[None]:
+        """Within: the trial. Ends the run as that ends."""
+        try:
+            yield
+        except BaseException:
+            end_run(self.mlflow, "FAILED")
+            raise
+        end_run(self.mlflow, "FINISHED")
+
+    def log(
+        self, result: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], accuracy: Mapping[int, float]
+    ) -> None:
+        """Writes a trial's settings, its curve and its last figures, by the names that compare well."""
+        if self.mlflow is None:
+            return
+        tracker = MlflowTracker(self.mlflow, flush_s=_FLUSH_S)
+        tracker.log_params({"variant": result["variant"], "seed": str(result["seed"])} | _as_text(result["point"]))
+        for step, share in accuracy.items():
+            tracker.log_metrics(step, {"accuracy while training": share})
+        kinds = score((row["kind"], row["right"], len(row["choices"])) for row in answers)
+        last = {f"accuracy/{metric_name(kind.kind)}": kind.accuracy for kind in kinds}
+        last["accuracy"] = sum(kind.num_right for kind in kinds) / sum(kind.num_questions for kind in kinds)
+        cost = {"seconds": result["seconds"], "trainable parameters": result["trainable_parameters"]}
+        tracker.log_metrics(result["steps"], last | cost)
+        tracker.close()
+
+
+def begin_trial_run(trial: Trial, parent: MlflowRun | None) -> TrialRun:
+    """Opens the run of a trial below the comparison's, or goes on with the one that its folder names."""
+    if parent is None:
+        return TrialRun(None)
+    stage = trial.stages.finetune
+    tracking = {"uri": parent.uri, "run_name": trial.name, "parent": parent.run_id}
+    settings = stage.model_copy(update={"tracking": stage.tracking.model_copy(update=tracking)})
+    run = start_run(settings, run_id=_known_run(trial.folder))
+    _remember(trial.folder, run)
+    return TrialRun(run)
+
+
+def log_report(run: MlflowRun | None, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+    """Puts the report into the comparison's run, and ends it."""
+    if run is None:
+        return
+    tracker = MlflowTracker(run, flush_s=_FLUSH_S)
+    tracker.log_metrics(0, metrics)
+    for file in files:
+        tracker.log_artifact(file)
+    tracker.close()
+    end_run(run, "FINISHED")
+
+
+def register(registry: RegistrySettings, uri: str, result: Mapping[str, Any], settings_file: Path) -> str:
+    """Enters a trial's model in the registry; returns what to ask for it by.
+
+    Args:
+        registry: name and alias.
+        uri: of MLflow.
+        result: the trial's; its run keeps the model from now on, and the settings that made it.
+        settings_file: these.
+
+    Raises:
+        TrackingError: MLflow refused.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client, run_id = make_client(uri), result["mlflow_run_id"]
+    try:
+        client.log_artifacts(run_id, result["checkpoint"], MODEL_FOLDER)
+        client.log_artifact(run_id, str(settings_file))
+        if not client.search_registered_models(f"name = '{registry.name}'"):
+            client.create_registered_model(registry.name, description="Valley models that won a comparison.")
+        version = client.create_model_version(
+            registry.name,
+            f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}",
+            run_id,
+            tags={"variant": result["variant"], "seed": str(result["seed"])} | _as_text(result["point"]),
+        )
+        client.set_registered_model_alias(registry.name, registry.alias, version.version)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"the best model could not be registered at {uri}: {error}") from error
+    return f"models:/{registry.name}@{registry.alias} (version {version.version})"
+
+
+def _as_text(point: Mapping[str, Any]) -> dict[str, str]:
+    return {path: value if isinstance(value, str) else json.dumps(value) for path, value in point.items()}
+
+
+def read_run(folder: Path) -> MlflowRun | None:
+    """Returns the MLflow run of a comparison or a trial; None when it has none yet."""
+    file = folder / RUN_FILE
+    return MlflowRun(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+
+
+def _known_run(folder: Path) -> str | None:
+    run = read_run(folder)
+    return run.run_id if run else None
+
+
+def _remember(folder: Path, run: MlflowRun | None) -> None:
+    if run:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN_FILE, asdict(run))
