@@ -60,7 +60,7 @@ def open_comparison(
         The trials that are still to be run, and the MLflow run.
 
     Raises:
-        SettingsError: the folder holds an unfinished comparison and `resume` was not asked for, or one of other settings.
+        SettingsError: the folder holds an unfinished comparison that `resume` was not asked for, or another one.
         TrackingError: MLflow cannot be used as configured.
     """
     folder = Path(settings.output)

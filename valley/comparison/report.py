@@ -90,10 +90,10 @@ def make_tables(results: Results) -> Iterator[Table]:
             (variant, *(_share(results.cell(variant, kind)) for kind in kinds), *_cost(results, variant))
             for variant in results.variants
         ],
-        "Share of right answers, with its 95 % interval over seeds and questions (questions about one clip and its twin "
-        "count as dependent).",
+        "Share of right answers, with its 95 % interval over seeds and questions; those about one clip and its twin "
+        "count as dependent.",
     )
-    if differences := [row for kind in (ALL, *results.kinds) for row in results.differences(kind)]:
+    if differences := [*results.differences(), *results.differences(results.kinds)]:
         yield Table(
             "One variant against another",
             ("pair", "questions", "gain", "95 % interval", "p"),
@@ -107,8 +107,8 @@ def make_tables(results: Results) -> Iterator[Table]:
                 )
                 for row in differences
             ],
-            "Paired: the same questions and the same seeds on both sides. p is corrected for the number of pairs (Holm), "
-            "not for the number of kinds.",
+            "Paired: the same questions and seeds on both sides. p is corrected (Holm): over all questions for the number "
+            "of pairs, kind by kind for the number of pairs and kinds.",
         )
     checks = results.baselines
     shown = [f"{variant}, frames shuffled" for variant in results.variants] if results.is_shuffled else []
@@ -128,7 +128,7 @@ def make_tables(results: Results) -> Iterator[Table]:
                 for kind in (*results.kinds, ALL)
             ],
             "Models trained on the text alone or on one frame, with one seed, and the variants themselves, asked again "
-            "with the frames in a random order. A question that needs time should be at chance in all of these columns.",
+            "with the frames in a random order. A question that needs time should be at chance in all these columns.",
         )
 
 
@@ -150,12 +150,8 @@ def conclusion(results: Results) -> str:
     ]
     if open_:
         sentences.append(f"No difference is shown between {'; between '.join(open_)}.")
-    by_kind = [
-        _claim(row, f"{kind}: ")
-        for kind in results.kinds
-        for row in results.differences(kind)
-        if row.p_value < SIGNIFICANT
-    ]
+    differences = results.differences(results.kinds)
+    by_kind = [_claim(row, f"{row.kind}: ") for row in differences if row.p_value < SIGNIFICANT]
     if by_kind and len(results.kinds) > 1:
         sentences.append(f"Kind by kind, {'; '.join(by_kind)}.")
     fewest = min(row.gain.num_seeds for row in found)
@@ -171,7 +167,8 @@ def _claim(row: Difference, where: str = "") -> str:
     low, high = row.gain.difference_interval
     if gain < 0:
         better, worse, gain, low, high = worse, better, -gain, -high, -low
-    return f"{where}{better} is right more often than {worse}, by {gain:.3f} ({low:.3f} to {high:.3f}, p = {_p(row.p_value)})"
+    found = f"by {gain:.3f} ({_interval((low, high))}, p {_p(row.p_value)})"
+    return f"{where}{better} is right more often than {worse}, {found}"
 
 
 def _share(cell: Cell | None) -> str:
@@ -183,7 +180,7 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _p(value: float) -> str:
-    return "below 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def _cost(results: Results, variant: str) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class Difference:
         other: the one that is subtracted.
         kind: of the questions.
         gain: difference of the shares of right answers.
-        p_value: of no difference, corrected for the number of pairs compared on this kind.
+        p_value: of no difference, corrected for the number of comparisons.
     """
 
     one: str
@@ -144,7 +144,7 @@ class Results:
 
     def lengths(self) -> Iterator[Cell]:
         """Yields how each variant did on clips of each length."""
-        for low, high in zip(LENGTHS_S, LENGTHS_S[1:], strict=False):
+        for low, high in pairwise(LENGTHS_S):
             chosen = [
                 name for name, asked in self.questions.items() if asked.duration_s and low < asked.duration_s <= high
             ]
@@ -153,17 +153,21 @@ class Results:
                 if cell := self._cell(variant, label, chosen, "all"):
                     yield cell
 
-    def differences(self, kind: str = ALL) -> list[Difference]:
-        """Returns every variant against every other one, over the seeds that both have."""
-        chosen = [name for name, question in self.questions.items() if kind in (ALL, question.kind)]
+    def differences(self, kinds: Sequence[str] = (ALL,)) -> list[Difference]:
+        """Returns every variant against every other one on each of the kinds, over the seeds that both have.
+
+        The p-values are corrected for the number of them all.
+        """
         found = []
-        for other, one in combinations(self.variants, 2):
-            seeds = [seed for seed in self.seeds(one) if seed in self.seeds(other)]
-            if seeds and chosen:
-                values = self._right(one, chosen, "all", seeds) - self._right(other, chosen, "all", seeds)
-                found.append((one, other, self._estimate(values, chosen)))
-        corrected = holm([gain.p_value for _, _, gain in found])
-        return [Difference(one, other, kind, gain, p) for (one, other, gain), p in zip(found, corrected, strict=True)]
+        for kind in kinds:
+            chosen = [name for name, question in self.questions.items() if kind in (ALL, question.kind)]
+            for other, one in combinations(self.variants, 2):
+                seeds = [seed for seed in self.seeds(one) if seed in self.seeds(other)]
+                if seeds and chosen:
+                    values = self._right(one, chosen, "all", seeds) - self._right(other, chosen, "all", seeds)
+                    found.append((one, other, kind, self._estimate(values, chosen)))
+        corrected = holm([gain.p_value for *_, gain in found])
+        return [Difference(*row, p) for row, p in zip(found, corrected, strict=True)]
 
     def best(self) -> dict[str, Any]:
         """Returns the result of the best trial of the variant that is best over its seeds."""

@@ -58,7 +58,7 @@ class CompareSettings(TwoStages):
     search: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)] | Range], Field(min_length=1)] = {
         "model.temporal": ["v1", "v2", "v3"]
     }
-    """Dotted settings of the stages and what to try for each: a list of values (all are tried), or a range (drawn from).
+    """Dotted settings of the stages and what to try for each: a list of values, all tried, or a range, drawn from.
     A path that begins with `pretrain.` or `finetune.` is one of that stage alone."""
     draws: PositiveInt = 1
     """Points drawn from the ranges, each combined with all lists."""

@@ -79,7 +79,7 @@ def estimate(values: Float[np.ndarray, "S Q"], groups: Integer[np.ndarray, " Q"]
     Raises:
         ValueError: there are no values.
     """
-    num_seeds, num_questions = values.shape
+    num_seeds = len(values)
     if not values.size:
         raise ValueError("no values")
     mean = float(values.mean())

@@ -1,4 +1,4 @@
-"""A comparison on Ray: Ray Tune starts the trials, each of them trains as it would by itself, on its share of the cluster.
+"""A comparison on Ray: Ray Tune starts the trials, and each trains as it would by itself, on its share.
 
     files → feature stores, once → Tune: one function a trial → stages, questions → report
 
