@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this project against its peers, in one run, on this machine: `benchmark.py decode` and `benchmark.py train`.
+"""Measures this project against its peers, in one run, on this machine: `benchmark.py decode`, `train` and `features`.
 
 The result is printed; `--write` puts it into BENCHMARKS.md, with command, machine and date.
 """
@@ -25,9 +25,17 @@ def train(arguments: argparse.Namespace) -> str:
     return run_train_benchmark(arguments.output)
 
 
+def features(arguments: argparse.Namespace) -> str:
+    """The feature store: epochs from it against epochs from videos."""
+    from valley.performance.features import run_features_benchmark
+
+    return run_features_benchmark(arguments.output)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[argparse.Namespace], str]]] = {
     "decode": ("Decoding", decode),
     "train": ("Training step", train),
+    "features": ("Feature store", features),
 }
 
 

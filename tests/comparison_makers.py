@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from valley.checkpoints.store import write_json
 from valley.comparison.settings import CompareSettings
@@ -85,3 +87,56 @@ def write(path: Path, content: Any) -> None:
     """Writes JSON into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
+
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 180, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
+
+
+def write_colours(folder: Path, num_train: int, num_questions: int) -> tuple[Path, Path]:
+    """Writes pictures of one colour with a question about it; returns the records to train on, and the questions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, files = np.random.default_rng(0), []
+    for name, number in (("train", num_train), ("questions", num_questions)):
+        records = []
+        for index in range(number):
+            colour = list(COLOURS)[index % len(COLOURS)]
+            pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-20, 21, (48, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{name}-{index}.png")
+            turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": f"It is {colour}."}]
+            about = {"kind": "warm" if colour == "red" else "cold", "answer": colour, "choices": list(COLOURS)}
+            records.append(
+                {
+                    "id": f"{name}-{index}",
+                    "image": f"{name}-{index}.png",
+                    "conversations": turns,
+                    "duration_s": 2,
+                    **about,
+                }
+            )
+        files.append(folder / f"{name}.json")
+        files[-1].write_text(json.dumps(records))
+    return files[0], files[1]
+
+
+def colour_stage(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A stage of the tiny model, in one plain process, that learns the colours within seconds."""
+    train, questions = write_colours(folder / "data", 64, 16)
+    return {
+        "model": {"vision": {"name": "tiny", "pretrained": None, "standardise": True}, "llm": {"name": "tiny"}},
+        "data": {
+            "sources": [{"path": str(train)}],
+            "validation": {"sources": [{"path": str(questions)}], "every_steps": 8, "prompts": 0, "questions": 16},
+        },
+        "train": {
+            "modules": ["temporal", "projector", "llm"],
+            "epochs": 4,
+            "global_batch": 8,
+            "micro_batch": 8,
+            "learning_rate": 3e-3,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+        },
+        "engine": {"name": "torch"},
+        "cluster": {"num_workers": 0, "gpu": False},
+        **changes,
+    }

@@ -107,8 +107,8 @@ def make_tables(results: Results) -> Iterator[Table]:
                 )
                 for row in differences
             ],
-            "Paired: the same questions and seeds on both sides. p is corrected (Holm): over all questions for the number "
-            "of pairs, kind by kind for the number of pairs and kinds.",
+            "Paired: the same questions and seeds on both sides. p is corrected (Holm), over all questions for the "
+            "number of pairs, kind by kind for the number of pairs and kinds.",
         )
     checks = results.baselines
     shown = [f"{variant}, frames shuffled" for variant in results.variants] if results.is_shuffled else []

@@ -26,6 +26,7 @@ import ray
 import torch
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from valley.comparison.compare import conclude, is_stopped, mark_stopped, open_comparison
@@ -64,7 +65,7 @@ def compare_on_ray(settings: CompareSettings) -> str:
     trials = list_trials(settings)
     # A function that is told to stop does so when it next reports; what it has started ends with its process.
     os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", str(_FORCED_END_S))
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all; Tune reads its own JSON
     connect(settings.finetune.cluster)
     todo, run = open_comparison(settings, trials, num_nodes=num_nodes())
     failures: list[str] = []
@@ -124,7 +125,7 @@ def _tune(
         run_config=tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=str(Path(settings.output) / "tune"),
-            callbacks=[_Marks(by_name)],
+            callbacks=[JsonLoggerCallback(), _Marks(by_name)],
             verbose=1,
         ),
     )

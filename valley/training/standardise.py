@@ -25,6 +25,8 @@ _SMALLEST_STD = 1e-6
 def standardise(job: Job, engine: Engine) -> None:
     """Sets the model's standardisation when the settings ask for it and the model is new; all ranks call it.
 
+    A blind run, which has no pictures, does without.
+
     What was measured is kept in the run folder: a run that goes on has the very same numbers, on whatever machine. A
     saved model brings its own and keeps it.
 
@@ -32,7 +34,7 @@ def standardise(job: Job, engine: Engine) -> None:
         SettingsError: on all ranks, when none of the first samples has a picture.
     """
     settings = job.settings.model
-    if not settings.vision.standardise or settings.path is not None:
+    if not settings.vision.standardise or settings.path is not None or job.settings.data.blind:
         return
     known = engine.all_gather([read_moments(job.folder)] if engine.rank == 0 else [])[0]
     measured = None

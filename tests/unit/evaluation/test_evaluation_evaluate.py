@@ -113,3 +113,53 @@ def test_a_saved_model_answers_in_batches_as_it_does_alone(tmp_path: Path) -> No
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model: no processor can be loaded from .*nothing"):
         ModelAnswerer(str(tmp_path / "nothing"), device=torch.device("cpu"), max_new_tokens=4)
+
+
+class Watcher(Fake):
+    """Answers by the order of the frames it is shown, and remembers them."""
+
+    sampling = Sampling(mode="fixed", num_frames=6)
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, conversations: Sequence[Sequence[Any]]) -> list[str]:
+        for messages in conversations:
+            clips = [part["video"] for part in messages[-1]["content"] if part["type"] == "video"]
+            self.seen.append([int(frame.mean()) for clip in clips for frame in clip])
+        return ["brighter" for _ in conversations]
+
+
+def test_frames_are_shown_in_order_shuffled_or_not_at_all(tmp_path: Path) -> None:
+    records = []
+    for number in range(12):
+        names = [f"{number}-{level}.png" for level in range(6)]
+        for level, name in enumerate(names):
+            Image.fromarray(np.full((40, 40, 3), 40 * level, dtype=np.uint8)).save(tmp_path / name)
+        turns = [{"from": "human", "value": "<video>\nWhich way?"}, {"from": "gpt", "value": "It gets brighter."}]
+        records.append(
+            {
+                "id": f"q{number}",
+                "video": names,
+                "conversations": turns,
+                "kind": "way",
+                "answer": "brighter",
+                "choices": ["brighter", "darker"],
+                "pair": "the pair",
+                "single_frame": False,
+                "duration_s": 3,
+            }
+        )
+    seen = {}
+    for frames in ("all", "shuffled", "none"):
+        for again in (False, True):
+            watcher = Watcher()
+            evaluate(watcher, settings_for(records, tmp_path, frames=frames))
+            assert seen.setdefault(frames, watcher.seen) == watcher.seen, "the same each time"
+            assert again or len(watcher.seen) == 12
+    assert seen["all"] == [[0, 40, 80, 120, 160, 200]] * 12
+    assert all(sorted(order) == seen["all"][0] for order in seen["shuffled"])
+    assert len({tuple(order) for order in seen["shuffled"]}) > 8
+    assert seen["none"] == [[]] * 12
+    rows = json.loads((tmp_path / "out" / "answers.json").read_text())
+    assert {(row["pair"], row["single_frame"], row["duration_s"]) for row in rows} == {("the pair", False, 3.0)}

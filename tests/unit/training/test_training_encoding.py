@@ -71,9 +71,8 @@ def test_filling_a_store_again_encodes_what_is_new_and_names_what_is_bad(tmp_pat
     assert (first["files"], first["encoded_now"], first["clips"], first["rejected"]) == (6, 6, 6, 0)
     assert first["bytes"] == first["bytes_estimated"] > 0
     (tmp_path / "data" / "pictures-0.png").write_bytes(b"no picture")
-    next((tmp_path / "store").glob("*.tokens")).with_suffix(
-        ".parquet"
-    ).unlink()  # a crash before the index of two files was written
+    shard = next((tmp_path / "store").glob("*.tokens"))
+    shard.with_suffix(".parquet").unlink()  # a crash before the index of two files was written
     encode_plain(job)
     second = json.loads((tmp_path / "store" / "summary.json").read_text())
     assert second["rejected"] == 1
@@ -83,7 +82,9 @@ def test_filling_a_store_again_encodes_what_is_new_and_names_what_is_bad(tmp_pat
 
 def test_a_run_refuses_the_store_of_another_tower(tmp_path: Path) -> None:
     plain = settings_of(tmp_path / "data")
-    encode_plain(encoding(plain, features=str(tmp_path / "store"), seed=5))
+    vision = plain.model.vision.model_copy(update={"seed": 5})
+    other = plain.model.model_copy(update={"vision": vision})
+    encode_plain(encoding(plain, features=str(tmp_path / "store"), model=other.model_dump()))
     with pytest.raises(SettingsError, match="weights"):
         run_plain(plain.model_copy(update={"features": str(tmp_path / "store")}))
 
