@@ -15,7 +15,7 @@ from valley.comparison.report import PAGE, TEXT, conclusion, make_tables, write_
 from valley.comparison.results import Results
 from valley.comparison.settings import CompareSettings
 from valley.comparison.tracking import RUN_FILE, begin_comparison_run, log_report, register
-from valley.comparison.trial import is_finished
+from valley.comparison.trial import is_finished, is_stopped
 from valley.comparison.trials import Trial, list_encodings, list_trials
 from valley.data.writing import write_text
 from valley.errors import ComparisonError, SettingsError
@@ -29,7 +29,6 @@ from valley.training.tracking import metric_name
 logger = logging.getLogger(__name__)
 
 TRIALS_FOLDER = "trials"
-_STOPPED_FILE = "stopped.json"
 _DECIDING = ("pretrain", "finetune", "evaluation", "baselines", "shuffled")
 """Settings that must be the same for a comparison to go on; seeds and points may be added."""
 _INDIFFERENT = ("cluster", "checkpoint", "tracking", "profile", "output", "features")
@@ -109,16 +108,6 @@ def _what_decides(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     return {key: value for key, value in part.items() if key not in _INDIFFERENT}
-
-
-def mark_stopped(trial: Trial, step: int) -> None:
-    """Notes that a trial was stopped because it was behind."""
-    write_json(trial.folder / _STOPPED_FILE, {"step": step})
-
-
-def is_stopped(trial: Trial) -> bool:
-    """Whether a trial was stopped because it was behind."""
-    return (trial.folder / _STOPPED_FILE).exists()
 
 
 def conclude(

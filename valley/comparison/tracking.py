@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,14 +50,14 @@ class TrialRun:
     mlflow: MlflowRun | None
 
     @contextmanager
-    def status(self) -> Iterator[None]:
-        """Within: the trial. Ends the run as that ends."""
+    def status(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Within: the trial. Ends the run as that ends; `is_stopped` tells whether it was to come to its end at all."""
         try:
             yield
         except BaseException:
             end_run(self.mlflow, "FAILED")
             raise
-        end_run(self.mlflow, "FINISHED")
+        end_run(self.mlflow, "KILLED" if is_stopped() else "FINISHED")
 
     def log(
         self, result: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], accuracy: Mapping[int, float]

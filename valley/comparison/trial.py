@@ -11,11 +11,13 @@ from typing import Any
 
 from valley.checkpoints.store import write_json
 from valley.comparison.settings import CompareSettings
-from valley.comparison.tracking import TrialRun, begin_trial_run
+from valley.comparison.tracking import TrialRun, begin_trial_run, read_run
 from valley.comparison.trials import Trial
 from valley.evaluation.evaluate import ANSWERS_FILE
 from valley.evaluation.settings import EvaluationSettings
-from valley.training.mlflow_tracker import MlflowRun
+from valley.training.job import checkpoints_of
+from valley.training.mlflow_tracker import MlflowRun, end_run
+from valley.training.record import read_record
 from valley.training.settings import RunSettings
 from valley.training.summary import SUMMARY_FILE, read_summary
 from valley.training.tracking import METRICS_FILE, read_curve
@@ -24,7 +26,7 @@ from valley.training.validation import ACCURACY
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILE = "result.json"
+RESULT_FILE, STOPPED_FILE = "result.json", "stopped.json"
 ASKED = {"all": "evaluation", "shuffled": "evaluation-shuffled"}
 """Folders of what was answered with the frames in order, and in a random one."""
 
@@ -57,7 +59,7 @@ def run_trial(trial: Trial, settings: CompareSettings, parent: MlflowRun | None,
     if is_finished(trial):
         return
     run = begin_trial_run(trial, parent)
-    with run.status():
+    with run.status(is_stopped=lambda: is_stopped(trial)):
         stages = _tracked_below(trial.stages, run)
         if not (trial.folder / SUMMARY_FILE).exists():
             run_two_stages(stages, machinery.train)
@@ -87,8 +89,22 @@ _KEPT = ("seconds", "steps", "samples", "tokens", "loss_last", "parameters", "tr
 
 
 def is_finished(trial: Trial) -> bool:
-    """Whether a trial has a result."""
-    return (trial.folder / RESULT_FILE).exists()
+    """Whether a trial has a result; one that was stopped has none, even if it came to its end nevertheless."""
+    return (trial.folder / RESULT_FILE).exists() and not is_stopped(trial)
+
+
+def mark_stopped(trial: Trial, step: int) -> None:
+    """Notes that a trial was stopped because it was behind, and ends its MLflow runs."""
+    write_json(trial.folder / STOPPED_FILE, {"step": step})
+    for stage in trial.stages.stages.values():
+        if (record := read_record(checkpoints_of(stage))) and not (Path(stage.output) / SUMMARY_FILE).exists():
+            end_run(record.mlflow, "KILLED")
+    end_run(read_run(trial.folder), "KILLED")
+
+
+def is_stopped(trial: Trial) -> bool:
+    """Whether a trial was stopped because it was behind."""
+    return (trial.folder / STOPPED_FILE).exists()
 
 
 def read_result(trial: Trial) -> dict[str, Any]:

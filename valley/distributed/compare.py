@@ -29,10 +29,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from valley.comparison.compare import conclude, is_stopped, mark_stopped, open_comparison
+from valley.comparison.compare import conclude, open_comparison
 from valley.comparison.settings import CompareSettings
-from valley.comparison.tracking import read_run
-from valley.comparison.trial import Machinery, is_finished, read_accuracy, run_trial
+from valley.comparison.trial import Machinery, is_finished, is_stopped, mark_stopped, read_accuracy, run_trial
 from valley.comparison.trials import Trial, list_encodings, list_trials
 from valley.distributed.cluster import connect, free_resources, num_nodes
 from valley.distributed.encode import encode_on_ray
@@ -41,9 +40,7 @@ from valley.errors import ClusterError
 from valley.evaluation.evaluate import run_evaluation
 from valley.evaluation.settings import EvaluationSettings
 from valley.training.encoding import encode_plain
-from valley.training.job import checkpoints_of
-from valley.training.mlflow_tracker import MlflowRun, end_run
-from valley.training.record import read_record
+from valley.training.mlflow_tracker import MlflowRun
 from valley.training.run import run_plain
 
 logger = logging.getLogger(__name__)
@@ -196,16 +193,10 @@ class _Marks(tune.Callback):
         self._trials = trials
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Ends the MLflow runs of one that was stopped."""
+        """One that is complete for Tune and has no result was stopped."""
         ours = self._trials[trial.config["trial"]]
-        if is_finished(ours) or is_stopped(ours):
-            return
-        mark_stopped(ours, int(trial.last_result.get("step", 0)))
-        runs = [
-            record.mlflow for stage in ours.stages.stages.values() if (record := read_record(checkpoints_of(stage)))
-        ]
-        for run in (*runs, read_run(ours.folder)):
-            end_run(run, "KILLED")
+        if not (is_finished(ours) or is_stopped(ours)):
+            mark_stopped(ours, int(trial.last_result.get("step", 0)))
 
 
 def _name(trial: TuneTrial) -> str:

@@ -11,10 +11,11 @@ import pytest
 from comparison_makers import compare_settings, write_trial
 from PIL import Image
 
-from valley.comparison.compare import conclude, is_stopped, mark_stopped, open_comparison, plan_comparison
+from valley.comparison.compare import conclude, open_comparison, plan_comparison
 from valley.comparison.report import conclusion, make_tables, write_report
 from valley.comparison.results import Results
 from valley.comparison.settings import CompareSettings
+from valley.comparison.trial import is_stopped, mark_stopped
 from valley.comparison.trials import Trial, list_trials
 from valley.errors import ComparisonError, SettingsError
 
