@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # One maths thread a process: Ray runs as many processes as there are CPUs. The GPU's own threads are not touched.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv samples demo check format test test-slow cluster cluster-stop mlflow benchmark clean
+.PHONY: help venv samples demo compare check format test test-slow cluster cluster-stop mlflow benchmark clean
 
 help: ## what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ samples/.ready: $(READY)
 
 demo: samples ## train the tiny model in both stages on the sample clips, on a local Ray cluster
 	$(BIN)/python jobs/train.py --config tiny output=runs/demo
+
+compare: samples ## compare v1, v2 and v3 of the tiny model, two seeds each, and write a report
+	$(BIN)/python jobs/compare.py --config tiny output=runs/compare
 
 check: venv ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .
