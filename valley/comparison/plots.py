@@ -35,7 +35,7 @@ def _by_step(results: Results) -> Any:
     if not rows:
         return None
     base = _chart(rows, "While training: faint lines are single seeds, the strong one is their mean").encode(
-        x=alt.X("step:Q", title="optimizer steps"), y=_accuracy(), color=_variant(results)
+        x=alt.X("step:Q", title="optimizer steps", scale=alt.Scale(domainMin=0)), y=_accuracy(), color=_variant(results)
     )
     tooltip = ["variant:N", "seed:N", "step:Q", alt.Tooltip("accuracy:Q", format=".3f")]
     single = base.mark_line(opacity=0.35, strokeWidth=1).encode(detail="seed:N")

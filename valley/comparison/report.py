@@ -44,7 +44,7 @@ class Table:
         """Returns it in HTML."""
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.header)
         body = "".join(
-            f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in rest)}</tr>"
+            f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{_in_two_lines(cell)}</td>' for cell in rest)}</tr>"
             for first, *rest in self.rows
         )
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
@@ -52,6 +52,12 @@ class Table:
             f"<h2>{html.escape(self.title)}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table></div>{note}"
         )
+
+
+def _in_two_lines(cell: str) -> str:
+    """A figure in HTML, its interval below it."""
+    figure, _, interval = html.escape(cell).partition(" (")
+    return f"{figure}<small>{interval.removesuffix(')')}</small>" if interval else figure
 
 
 def write_report(results: Results, folder: Path, *, title: str, stopped: Sequence[Trial] = ()) -> list[Path]:
@@ -103,7 +109,7 @@ def make_tables(results: Results) -> Iterator[Table]:
                     row.kind,
                     f"{row.gain.mean:+.3f}",
                     _interval(row.gain.difference_interval),
-                    _p(row.p_value),
+                    _p(row.p_value).removeprefix("= "),
                 )
                 for row in differences
             ],
@@ -222,14 +228,15 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a202c; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.1rem; margin-top: 2.5rem }}
 .said {{ border-left: 4px solid #2b6cb0; padding-left: 1rem }}
 .scroll {{ overflow-x: auto; margin: 1.5rem 0 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem }}
 th, td {{ padding: 0.3rem 0.8rem; border-bottom: 1px solid #e2e8f0; text-align: right; white-space: nowrap }}
 th:first-child {{ text-align: left }} thead th {{ border-bottom: 2px solid #cbd5e0; color: #4a5568 }}
-p {{ max-width: 60rem }} table ~ p, .scroll + p {{ color: #4a5568; font-size: 0.9rem }}
+td small {{ display: block; color: #718096 }} p {{ max-width: 60rem }}
+table ~ p, .scroll + p {{ color: #4a5568; font-size: 0.9rem }}
 </style>
 <h1>{title}</h1>
 <p class="said">{said}</p>
