@@ -103,6 +103,12 @@ def write_colours(folder: Path, num_train: int, num_questions: int) -> tuple[Pat
             pixels = np.clip(np.array(COLOURS[colour]) + rng.integers(-20, 21, (48, 48, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}-{index}.png")
             turns = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": f"It is {colour}."}]
+            if index % 5 == 0:  # the question that counts is the last one
+                before = [
+                    {"from": "human", "value": "<image>\nWhat is it?"},
+                    {"from": "gpt", "value": "It is a picture."},
+                ]
+                turns = [*before, {"from": "human", "value": "Which colour?"}, turns[1]]
             about = {"kind": "warm" if colour == "red" else "cold", "answer": colour, "choices": list(COLOURS)}
             records.append(
                 {

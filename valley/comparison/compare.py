@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ import yaml
 from valley.checkpoints import store
 from valley.checkpoints.store import write_json
 from valley.comparison.report import PAGE, TEXT, conclusion, make_tables, write_report
-from valley.comparison.results import Results
+from valley.comparison.results import ALL, Results
 from valley.comparison.settings import CompareSettings
 from valley.comparison.tracking import RUN_FILE, begin_comparison_run, log_report, register
-from valley.comparison.trial import is_finished, is_stopped
+from valley.comparison.trial import is_finished, is_stopped, read_result
 from valley.comparison.trials import Trial, list_encodings, list_trials
 from valley.data.writing import write_text
 from valley.errors import ComparisonError, SettingsError
@@ -65,7 +66,7 @@ def open_comparison(
     folder = Path(settings.output)
     earlier = folder / SETTINGS_FILE
     if settings.resume and earlier.exists():
-        _refuse_other(settings, earlier)
+        _refuse_other(settings, trials, earlier)
     elif earlier.exists():
         if not (folder / SUMMARY_FILE).exists():
             raise SettingsError(
@@ -93,12 +94,17 @@ def _clear(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _refuse_other(settings: CompareSettings, earlier: Path) -> None:
+def _refuse_other(settings: CompareSettings, trials: Sequence[Trial], earlier: Path) -> None:
     before, now = yaml.safe_load(earlier.read_text(encoding="utf-8")), settings.model_dump(mode="json")
     differences = [
         f"{name}: not as it was when this comparison began"
         for name in _DECIDING
         if _what_decides(before.get(name)) != _what_decides(now[name])
+    ]
+    differences += [
+        f"search: {trial.name} was run with {result['point']}, and is now to be one of {dict(trial.point)}"
+        for trial in trials
+        if is_finished(trial) and (result := read_result(trial))["point"] != json.loads(json.dumps(dict(trial.point)))
     ]
     if differences:
         raise SettingsError([f"output: {earlier.parent} holds another comparison", *differences])
@@ -113,7 +119,7 @@ def _what_decides(part: Any) -> Any:
 def conclude(
     settings: CompareSettings, trials: Sequence[Trial], run: MlflowRun | None, failures: Sequence[str] = ()
 ) -> str:
-    """Writes the report and the summary, registers the best model; returns what there is to say.
+    """Writes the report and the summary, puts them into MLflow, registers the best model; returns what there is to say.
 
     Raises:
         ComparisonError: trials failed; the report is there when any variant was finished.
@@ -124,17 +130,19 @@ def conclude(
         raise ComparisonError("no trial of any variant was finished", failures)
     stopped = [trial for trial in results.unfinished if is_stopped(trial)]
     files = write_report(results, folder, title=f"Comparison {folder.name}", stopped=stopped)
+    shares = {
+        variant: {kind: cell.accuracy.mean for kind in (ALL, *results.kinds) if (cell := results.cell(variant, kind))}
+        for variant in (*results.variants, *results.baselines)
+    }
+    metrics = {f"accuracy/{metric_name(name)}": kinds[ALL] for name, kinds in shares.items()}
+    log_report(run, metrics, [*files, folder / SETTINGS_FILE])
     if failures:
         raise ComparisonError(f"there is a report of the others, {folder / PAGE}", failures)
     best = results.best()
     registered = None
     if settings.registry and run:
-        settings_file = folder / TRIALS_FOLDER / best["trial"] / "finetune" / SETTINGS_FILE
-        registered = register(settings.registry, run.uri, best, settings_file)
-    shares = {
-        variant: {kind: cell.accuracy.mean for kind in ("all", *results.kinds) if (cell := results.cell(variant, kind))}
-        for variant in (*results.variants, *results.baselines)
-    }
+        whole = folder / TRIALS_FOLDER / best["trial"]
+        registered = register(settings.registry, run.uri, best, sorted(whole.glob(f"*/{SETTINGS_FILE}")))
     summary = {
         "conclusion": conclusion(results),
         "accuracy": shares,
@@ -148,8 +156,7 @@ def conclude(
         "mlflow_ui": ui_command(run.uri) if run else None,
     }
     write_json(folder / SUMMARY_FILE, summary)
-    metrics = {f"accuracy/{metric_name(name)}": kinds["all"] for name, kinds in shares.items()}
-    log_report(run, metrics, [*files, folder / SUMMARY_FILE, folder / SETTINGS_FILE])
+    log_report(run, {}, [folder / SUMMARY_FILE])
     lines = {
         "best": f"{best['trial']}: {best['checkpoint']}",
         "registry": registered or "not registered",

@@ -73,7 +73,7 @@ def _by_cost(results: Results) -> Any:
     rows = _rows(cells)
     for row in rows:
         trials = results.of(row["variant"])
-        row["minutes"] = sum(trial["seconds"] for trial in trials) / len(trials) / 60
+        row["minutes"] = results.minutes(row["variant"])
         row["trainable"] = trials[0]["trainable_parameters"]
     base = _chart(rows, "Cost against accuracy: mean training time of a trial").encode(
         x=alt.X("minutes:Q", title="training, minutes", scale=alt.Scale(zero=False, padding=40))

@@ -20,6 +20,8 @@ from valley.data.writing import write_text
 
 PAGE, TEXT = "report.html", "report.md"
 SIGNIFICANT = 0.05
+_MOST_PAIRS = 6
+"""Pairs that are named in a sentence."""
 _SCALE = 2.0
 
 
@@ -74,7 +76,11 @@ def write_report(results: Results, folder: Path, *, title: str, stopped: Sequenc
     """
     tables, said = list(make_tables(results)), conclusion(results)
     if stopped:
-        said += f" Stopped early, and in no table: {', '.join(trial.name for trial in stopped)}."
+        names = ", ".join(trial.name for trial in stopped)
+        said += (
+            f" Stopped early for being behind, and in no table: {names}. So what is left was selected while it was "
+            "trained, and the intervals do not know of that."
+        )
     text, page = folder / TEXT, folder / PAGE
     write_text(text, "\n\n".join([f"# {title}", said, *(table.markdown() for table in tables)]) + "\n")
     charts, pictures = draw(results), []
@@ -125,7 +131,7 @@ def make_tables(results: Results) -> Iterator[Table]:
             [
                 (
                     kind,
-                    str(sum(kind in (ALL, question.kind) for question in results.questions.values())),
+                    str(results.number(kind)),
                     _frames_needed(results, kind),
                     f"{results.chance(kind):.3f}",
                     *(_share(results.cell(variant, kind)) for variant in checks),
@@ -134,7 +140,8 @@ def make_tables(results: Results) -> Iterator[Table]:
                 for kind in (*results.kinds, ALL)
             ],
             "Models trained on the text alone or on one frame, with one seed, and the variants themselves, asked again "
-            "with the frames in a random order. A question that needs time should be at chance in all these columns.",
+            "with the frames in a random order. In all these columns, a question that needs time should be at "
+            "chance, or at what the frames without their order give away.",
         )
 
 
@@ -155,7 +162,8 @@ def conclusion(results: Results) -> str:
         else "Over all questions, no variant is shown to be better than another."
     ]
     if open_:
-        sentences.append(f"No difference is shown between {'; between '.join(open_)}.")
+        rest = f"; nor between {len(open_) - _MOST_PAIRS} other pairs" if len(open_) > _MOST_PAIRS else ""
+        sentences.append(f"No difference is shown between {'; between '.join(open_[:_MOST_PAIRS])}{rest}.")
     differences = results.differences(results.kinds)
     by_kind = [_claim(row, f"{row.kind}: ") for row in differences if row.p_value < SIGNIFICANT]
     if by_kind and len(results.kinds) > 1:
@@ -164,7 +172,8 @@ def conclusion(results: Results) -> str:
     if fewest == 1:
         sentences.append("With one seed each, this holds for these trained models and says nothing of other seeds.")
     else:
-        sentences.append(f"{fewest} seeds each; these data, this size of model.")
+        narrow = ": where seeds differ much, intervals from two are too narrow" if fewest == 2 else ""
+        sentences.append(f"{fewest} seeds each{narrow}; these data, this size of model.")
     return " ".join(sentences)
 
 
@@ -191,11 +200,10 @@ def _p(value: float) -> str:
 
 def _cost(results: Results, variant: str) -> tuple[str, ...]:
     trials = results.of(variant)
-    minutes = sum(trial["seconds"] for trial in trials) / len(trials) / 60
     first = trials[0]
     return (
         str(len(trials)),
-        f"{minutes:.1f}",
+        f"{results.minutes(variant):.1f}",
         f"{first['trainable_parameters']:,}",
         f"{first['parameters'].get('temporal', 0):,}",
     )

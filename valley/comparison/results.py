@@ -135,12 +135,20 @@ class Results:
 
     def cell(self, variant: str, kind: str = ALL, frames: str = "all") -> Cell | None:
         """Returns how a variant did on a kind; None when it was not asked that."""
-        chosen = [name for name, question in self.questions.items() if kind in (ALL, question.kind)]
-        return self._cell(variant, kind, chosen, frames)
+        return self._cell(variant, kind, self._of_kind(kind), frames)
 
     def chance(self, kind: str = ALL) -> float:
         """Returns the share of a kind that guessing would get right."""
-        return self._chance([name for name, question in self.questions.items() if kind in (ALL, question.kind)])
+        return self._chance(self._of_kind(kind))
+
+    def number(self, kind: str = ALL) -> int:
+        """Returns how many questions of a kind all were asked."""
+        return len(self._of_kind(kind))
+
+    def minutes(self, variant: str) -> float:
+        """Returns how long a trial of a variant was trained, on average."""
+        trials = self.of(variant)
+        return float(sum(trial["seconds"] for trial in trials) / len(trials) / 60)
 
     def lengths(self) -> Iterator[Cell]:
         """Yields how each variant did on clips of each length."""
@@ -160,7 +168,7 @@ class Results:
         """
         found = []
         for kind in kinds:
-            chosen = [name for name, question in self.questions.items() if kind in (ALL, question.kind)]
+            chosen = self._of_kind(kind)
             for other, one in combinations(self.variants, 2):
                 seeds = [seed for seed in self.seeds(one) if seed in self.seeds(other)]
                 if seeds and chosen:
@@ -182,6 +190,9 @@ class Results:
         ]
         seed = max(rows)[1]
         return next(result for result in self.of(variant) if result["seed"] == seed)
+
+    def _of_kind(self, kind: str) -> list[str]:
+        return [name for name, question in self.questions.items() if kind in (ALL, question.kind)]
 
     def _cell(self, variant: str, what: str, chosen: Sequence[str], frames: str) -> Cell | None:
         seeds = [trial.seed for trial in self.trials if trial.variant == variant and (trial.name, frames) in self._rows]

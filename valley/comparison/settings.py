@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_
 
 from valley.config import PRESETS, Location, Settings
 from valley.evaluation.settings import QuestionSettings
+from valley.training.encoding import StoreSettings
 from valley.training.settings import on_or_off
 from valley.training.two_stages import TwoStages
 
@@ -45,7 +46,7 @@ class RegistrySettings(Settings):
     name: str = "valley"
     """Registered model; every comparison adds a version."""
     alias: str = "best"
-    """Alias that this version gets; a serving job asks for `models:/valley@best`."""
+    """Alias that this version gets: MLflow finds it as `models:/valley@best`."""
 
 
 class CompareSettings(TwoStages):
@@ -74,13 +75,16 @@ class CompareSettings(TwoStages):
     shuffled: bool = True
     """Ask every trial again with the frames in a random order."""
     share_features: bool = True
-    """Encode all files once, for all trials; false: each trial decodes and encodes them in each epoch."""
+    """Encode all files once, for all trials; false: each trial decodes and encodes them in each epoch. A stage with
+    `features` of its own reads those."""
     features: Location = ""
     """Folder of the stores; empty: `features` in the output folder."""
+    store: StoreSettings = StoreSettings()
     concurrent: PositiveInt = 1
     """Trials that run at once; the cluster is shared out among them."""
     stopping: Annotated[StoppingSettings | None, BeforeValidator(on_or_off)] = None
-    """`true`, or its settings: stop trials that are behind. They are left out of the tables."""
+    """`true`, or its settings: stop trials that are behind. They are left out of the tables, which then tell of the
+    seeds that did well; baselines are never stopped."""
     registry: Annotated[RegistrySettings | None, BeforeValidator(on_or_off)] = RegistrySettings()
     """`false`: enter no model."""
     resume: bool = False
@@ -90,4 +94,18 @@ class CompareSettings(TwoStages):
     def _distinct(self) -> CompareSettings:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: each once")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> CompareSettings:
+        plain = {stage.cluster.num_workers == 0 for stage in (self.pretrain, self.finetune) if stage}
+        if len(plain) > 1:
+            raise ValueError("cluster.num_workers: 0 (one plain process) in both stages or in neither")
+        return self
+
+    @model_validator(mode="after")
+    def _stops_by_something(self) -> CompareSettings:
+        validation = self.finetune.data.validation
+        if self.stopping and not (validation.questions and (validation.sources or validation.fraction)):
+            raise ValueError("stopping goes by finetune.data.validation.questions, which is 0, or nothing is held out")
         return self

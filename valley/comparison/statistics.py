@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float, Integer
 from scipy import stats
 
+from valley.evaluation.metrics import wilson_interval
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,18 +57,17 @@ class Estimate:
         others by Franco, Little, Louis and Slud, 2019): it holds near 0 and 1, where the usual one collapses.
         """
         spread = self.mean * (1 - self.mean)
-        number = spread / self.variance if self.variance > 0 and spread > 0 else float(self.num_groups)
-        number = min(number, float(self.num_groups * self.num_seeds))
-        weight = self.t_95**2 / number
-        centre, half = self.mean + weight / 2, math.sqrt(weight * (spread + weight / 4))
-        return max((centre - half) / (1 + weight), 0.0), min((centre + half) / (1 + weight), 1.0)
+        number = min(spread / self.variance if spread else self.num_groups, self.num_groups * self.num_seeds)
+        return wilson_interval(self.mean * number, number, self.t_95)
 
     @property
     def p_value(self) -> float:
-        """How likely so large a mean is, to either side, if the true one is 0."""
-        if self.variance == 0:
-            return 1.0 if self.mean == 0 else 0.0
-        return float(2 * stats.t.sf(abs(self.mean) / math.sqrt(self.variance), self.freedom))
+        """How likely so large a mean is, to either side, if the true one is 0.
+
+        No less than what an exact test that flips the signs of whole groups could give.
+        """
+        by_t = 2 * stats.t.sf(abs(self.mean) / math.sqrt(self.variance), self.freedom)
+        return float(max(by_t, min(1.0, 2.0 ** (1 - self.num_groups))))
 
 
 def estimate(values: Float[np.ndarray, "S Q"], groups: Integer[np.ndarray, " Q"]) -> Estimate:
@@ -91,9 +92,10 @@ def estimate(values: Float[np.ndarray, "S Q"], groups: Integer[np.ndarray, " Q"]
     by_seed = _between(residuals.sum(1), total)
     by_group = _between(residuals.sum(0), total)
     both = _between(residuals.ravel(), total)
+    floor = (0.5 / len(names)) ** 2  # as if half a group stood on the other side: few that agree prove little
     if num_seeds == 1:
-        return Estimate(mean, by_group, max(len(names) - 1, 1), 1, len(names))
-    variance = max(by_seed + by_group - both, by_seed, by_group)
+        return Estimate(mean, max(by_group, floor), max(len(names) - 1, 1), 1, len(names))
+    variance = max(by_seed + by_group - both, by_seed, by_group, floor)
     parts = [(by_seed, num_seeds - 1), (by_group, max(len(names) - 1, 1))]
     weight = sum(part**2 / freedom for part, freedom in parts)
     freedom = sum(part for part, _ in parts) ** 2 / weight if weight else float(parts[1][1])

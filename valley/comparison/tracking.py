@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from valley.comparison.trials import Trial, comparison_uri
 from valley.errors import TrackingError
 from valley.evaluation.metrics import score
 from valley.model.saved import MODEL_FOLDER
-from valley.training.mlflow_tracker import MlflowRun, MlflowTracker, end_run, make_client, start_run
+from valley.training.mlflow_tracker import MlflowRun, MlflowTracker, make_client, run_status, start_run
 from valley.training.tracking import metric_name
 
 logger = logging.getLogger(__name__)
@@ -49,24 +49,17 @@ class TrialRun:
 
     mlflow: MlflowRun | None
 
-    @contextmanager
-    def status(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+    def status(self, is_stopped: Callable[[], bool]) -> AbstractContextManager[None]:
         """Within: the trial. Ends the run as that ends; `is_stopped` tells whether it was to come to its end at all."""
-        try:
-            yield
-        except BaseException:
-            end_run(self.mlflow, "FAILED")
-            raise
-        end_run(self.mlflow, "KILLED" if is_stopped() else "FINISHED")
+        return run_status(self.mlflow, lambda: "KILLED" if is_stopped() else "FINISHED")
 
     def log(
         self, result: Mapping[str, Any], answers: Sequence[Mapping[str, Any]], accuracy: Mapping[int, float]
     ) -> None:
-        """Writes a trial's settings, its curve and its last figures, by the names that compare well."""
+        """Writes a trial's curve and its last figures, by names that compare well."""
         if self.mlflow is None:
             return
         tracker = MlflowTracker(self.mlflow, flush_s=_FLUSH_S)
-        tracker.log_params({"variant": result["variant"], "seed": str(result["seed"])} | _as_text(result["point"]))
         for step, share in accuracy.items():
             tracker.log_metrics(step, {"accuracy while training": share})
         kinds = score((row["kind"], row["right"], len(row["choices"])) for row in answers)
@@ -78,7 +71,11 @@ class TrialRun:
 
 
 def begin_trial_run(trial: Trial, parent: MlflowRun | None) -> TrialRun:
-    """Opens the run of a trial below the comparison's, or goes on with the one that its folder names."""
+    """Opens the run of a trial below the comparison's, or goes on with the one that its folder names; notes what it is.
+
+    Raises:
+        TrackingError: MLflow cannot be used as configured.
+    """
     if parent is None:
         return TrialRun(None)
     stage = trial.stages.finetune
@@ -86,11 +83,15 @@ def begin_trial_run(trial: Trial, parent: MlflowRun | None) -> TrialRun:
     settings = stage.model_copy(update={"tracking": stage.tracking.model_copy(update=tracking)})
     run = start_run(settings, run_id=_known_run(trial.folder))
     _remember(trial.folder, run)
+    if run:
+        tracker = MlflowTracker(run, flush_s=_FLUSH_S)
+        tracker.log_params({"variant": trial.variant, "seed": str(trial.seed)} | _as_text(trial.point))
+        tracker.close()
     return TrialRun(run)
 
 
 def log_report(run: MlflowRun | None, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    """Puts the report into the comparison's run, and ends it."""
+    """Puts the report into the comparison's run."""
     if run is None:
         return
     tracker = MlflowTracker(run, flush_s=_FLUSH_S)
@@ -98,17 +99,16 @@ def log_report(run: MlflowRun | None, metrics: Mapping[str, float], files: Seque
     for file in files:
         tracker.log_artifact(file)
     tracker.close()
-    end_run(run, "FINISHED")
 
 
-def register(registry: RegistrySettings, uri: str, result: Mapping[str, Any], settings_file: Path) -> str:
-    """Enters a trial's model in the registry; returns what to ask for it by.
+def register(registry: RegistrySettings, uri: str, result: Mapping[str, Any], settings_files: Sequence[Path]) -> str:
+    """Enters a trial's model in the registry, unless it is there under the alias; returns what to ask for it by.
 
     Args:
         registry: name and alias.
         uri: of MLflow.
         result: the trial's; its run keeps the model from now on, and the settings that made it.
-        settings_file: these.
+        settings_files: these, each in the folder of its stage.
 
     Raises:
         TrackingError: MLflow refused.
@@ -117,20 +117,25 @@ def register(registry: RegistrySettings, uri: str, result: Mapping[str, Any], se
 
     client, run_id = make_client(uri), result["mlflow_run_id"]
     try:
-        client.log_artifacts(run_id, result["checkpoint"], MODEL_FOLDER)
-        client.log_artifact(run_id, str(settings_file))
-        if not client.search_registered_models(f"name = '{registry.name}'"):
+        if found := client.search_registered_models(f"name = '{registry.name}'"):
+            version = found[0].aliases.get(registry.alias)
+            if version and client.get_model_version(registry.name, version).run_id == run_id:
+                return f"models:/{registry.name}@{registry.alias} (version {version})"
+        else:
             client.create_registered_model(registry.name, description="Valley models that won a comparison.")
-        version = client.create_model_version(
+        client.log_artifacts(run_id, result["checkpoint"], MODEL_FOLDER)
+        for file in settings_files:
+            client.log_artifact(run_id, str(file), file.parent.name)
+        made = client.create_model_version(
             registry.name,
             f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}",
             run_id,
             tags={"variant": result["variant"], "seed": str(result["seed"])} | _as_text(result["point"]),
         )
-        client.set_registered_model_alias(registry.name, registry.alias, version.version)
+        client.set_registered_model_alias(registry.name, registry.alias, made.version)
     except (MlflowException, OSError) as error:
         raise TrackingError(f"the best model could not be registered at {uri}: {error}") from error
-    return f"models:/{registry.name}@{registry.alias} (version {version.version})"
+    return f"models:/{registry.name}@{registry.alias} (version {made.version})"
 
 
 def _as_text(point: Mapping[str, Any]) -> dict[str, str]:

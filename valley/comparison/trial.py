@@ -65,7 +65,7 @@ def run_trial(trial: Trial, settings: CompareSettings, parent: MlflowRun | None,
             run_two_stages(stages, machinery.train)
         summary = read_summary(trial.folder)
         for frames, folder in ASKED.items():
-            if frames == "all" or (settings.shuffled and not trial.is_blind):
+            if frames == "all" or (settings.shuffled and not trial.baseline):
                 asked = settings.evaluation.model_dump() | {
                     "frames": "none" if trial.is_blind else frames,
                     "model": summary["checkpoint"],

@@ -88,7 +88,7 @@ def _points(settings: CompareSettings) -> Iterator[dict[str, Any]]:
     """Every combination of the lists, with every draw from the ranges."""
     lists = {path: values for path, values in settings.search.items() if isinstance(values, list)}
     ranges = {path: values for path, values in settings.search.items() if isinstance(values, Range)}
-    rng = np.random.default_rng(settings.seeds[0])
+    rng = np.random.default_rng(0)  # the first draws stay the same when more are asked for
     draws = [{path: _draw(rng, span) for path, span in ranges.items()} for _ in range(settings.draws if ranges else 1)]
     for drawn in draws:
         for values in itertools.product(*lists.values()):
@@ -131,14 +131,17 @@ def _stages(settings: CompareSettings, name: str, point: Mapping[str, Any], seed
         tree = base.model_dump(mode="json")
         tree["seed"] = seed
         tree["tracking"] |= {"uri": comparison_uri(settings), "log_model": False}
+        if place := base.checkpoint.path:
+            tree["checkpoint"]["path"] = f"{place.rstrip('/')}/{name}/{stage}"
         for path, value in point.items():
             words = path.split(".")
-            if words[0] not in STAGES:
-                assign(tree, words, value)
-            elif getattr(settings, words[0]) is None:
+            if words[0] in STAGES and getattr(settings, words[0]) is None:
                 raise SettingsError([f"{path}: there is no {words[0]} in this comparison"])
-            elif words[0] == stage:
-                assign(tree, words[1:], value)
+            if words[0] in STAGES and words[0] != stage:
+                continue
+            own = words[1:] if words[0] == stage else words
+            _refuse_without_effect(base, path, own, first=stage == "pretrain" or settings.pretrain is None)
+            assign(tree, own, value)
         stages[stage] = validate(RunSettings, tree)
     training = TwoStages(output=str(Path(settings.output) / "trials" / name), **stages)
     planned = training.planned
@@ -147,6 +150,19 @@ def _stages(settings: CompareSettings, name: str, point: Mapping[str, Any], seed
         for stage, given in stages.items()
     }
     return training.model_copy(update=stores)
+
+
+def _refuse_without_effect(base: RunSettings, path: str, own: list[str], *, first: bool) -> None:
+    """Refuses what a stage does not listen to: variants that differ in it alone would be one variant.
+
+    Raises:
+        SettingsError: it is a setting of a model that is loaded, or of a sampling that every source overrides.
+    """
+    loaded = base.model.path is not None if first else path.split(".")[0] in STAGES
+    if own[0] == "model" and own[1:] not in (["path"], ["llm", "attention"]) and loaded:
+        raise SettingsError([f"{path}: has no effect, for this stage begins with a saved model"])
+    if own[:2] == ["data", "sampling"] and (named := [source.path for source in base.data.sources if source.sampling]):
+        raise SettingsError([f"{path}: has no effect on data.sources with a sampling of their own: {', '.join(named)}"])
 
 
 def comparison_uri(settings: CompareSettings) -> str:
@@ -159,8 +175,8 @@ def list_encodings(trials: Sequence[Trial], settings: CompareSettings) -> list[E
     jobs: dict[str, EncodeSettings] = {}
     for trial in trials:
         for stage in trial.stages.planned.values():
-            if stage.features:
-                tree = stage.model_dump(mode="json") | {"output": settings.output}
+            if stage.features.startswith(_stores(settings)):
+                tree = stage.model_dump(mode="json") | {"output": settings.output, "store": settings.store.model_dump()}
                 job = validate(EncodeSettings, tree)
                 data = job.data.model_dump_json(include={"sources", "validation", "sampling", "limits", "decoder"})
                 jobs.setdefault(f"{job.features} {data}", job)
@@ -168,10 +184,14 @@ def list_encodings(trials: Sequence[Trial], settings: CompareSettings) -> list[E
 
 
 def _store(settings: CompareSettings, stage: RunSettings) -> str:
-    """The folder of the store that a stage reads: one for each tower."""
-    if not settings.share_features or stage.data.blind:
-        return ""
+    """The folder of the store that a stage reads: its own, or one for each tower."""
+    if stage.data.blind or stage.features or not settings.share_features:
+        return "" if stage.data.blind else stage.features
     vision = stage.model.vision
     tower = vision.model_dump_json(exclude={"micro_batch", "standardise"}) + (stage.model.path or "")
     key = hashlib.blake2b(tower.encode(), digest_size=4).hexdigest()
-    return str(Path(settings.features or Path(settings.output) / "features") / f"{_folder_name(vision.name)}-{key}")
+    return str(Path(_stores(settings)) / f"{_folder_name(vision.name)}-{key}")
+
+
+def _stores(settings: CompareSettings) -> str:
+    return settings.features or str(Path(settings.output) / "features")

@@ -40,7 +40,7 @@ from valley.errors import ClusterError
 from valley.evaluation.evaluate import run_evaluation
 from valley.evaluation.settings import EvaluationSettings
 from valley.training.encoding import encode_plain
-from valley.training.mlflow_tracker import MlflowRun
+from valley.training.mlflow_tracker import MlflowRun, run_status
 from valley.training.run import run_plain
 
 logger = logging.getLogger(__name__)
@@ -65,13 +65,14 @@ def compare_on_ray(settings: CompareSettings) -> str:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all; Tune reads its own JSON
     connect(settings.finetune.cluster)
     todo, run = open_comparison(settings, trials, num_nodes=num_nodes())
-    failures: list[str] = []
-    if todo:
-        share = _share(free_resources(), settings)
-        for job in list_encodings([trial for trial in todo if not is_finished(trial)], settings):
-            logger.info("features\n%s", encode_plain(job) if job.cluster.num_workers == 0 else encode_on_ray(job))
-        failures = _tune(settings, todo, run, share)
-    return conclude(settings, trials, run, failures)
+    with run_status(run):
+        failures: list[str] = []
+        if todo:
+            share = _share(free_resources(), settings)
+            for job in list_encodings([trial for trial in todo if not is_finished(trial)], settings):
+                logger.info("features\n%s", encode_plain(job) if job.cluster.num_workers == 0 else encode_on_ray(job))
+            failures = _tune(settings, todo, run, share)
+        return conclude(settings, trials, run, failures)
 
 
 def _share(resources: Mapping[str, float], settings: CompareSettings) -> dict[str, float]:
@@ -84,6 +85,9 @@ def _share(resources: Mapping[str, float], settings: CompareSettings) -> dict[st
     share = {name: amount / number for name, amount in resources.items() if ":" not in name}
     share["GPU"] = float(int(resources.get("GPU", 0)) // number)
     share["CPU"] = resources.get("CPU", 0.0) / number - FUNCTION_CPUS
+    if settings.finetune.cluster.num_workers == 0:  # one process, on one node
+        largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+        share["CPU"] = min(share["CPU"], largest)
     if resources.get("GPU", 0) and settings.finetune.cluster.gpu is not False and not share["GPU"]:
         raise ClusterError(f"concurrent: {number} trials at once, but only {resources['GPU']:g} GPUs are free")
     if share["CPU"] < 0.5:
@@ -168,7 +172,7 @@ def _run(
     while True:
         ended = work.done()
         for step, accuracy in read_accuracy(trial).items():
-            if step > last:
+            if step > last and not trial.baseline:  # what checks the questions is behind, and is wanted nevertheless
                 tune.report({"step": step, "accuracy": accuracy})
                 last = step
         if ended:

@@ -60,7 +60,7 @@ def _encode(job: EncodeJob, split: Split) -> Tally:
     )
     encoded = dataset.map_batches(
         _EncoderActor,
-        fn_constructor_args=(ray.put(job.tower.cpu()), job.store.folder, job.store.header, split.cpus_per_worker),
+        fn_constructor_args=(ray.put(job.tower.cpu()), job.store.folder, job.store.header, split),
         batch_size=settings.store.clips_per_shard,
         batch_format="pyarrow",
         num_cpus=split.cpus_per_worker,
@@ -95,10 +95,10 @@ class _ReaderActor:
 class _EncoderActor:
     """An actor of the pool that runs the tower."""
 
-    def __init__(self, tower: ray.ObjectRef[VisionTower], folder: Path, header: StoreHeader, cpus: float) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(cpus)))
+    def __init__(self, tower: ray.ObjectRef[VisionTower], folder: Path, header: StoreHeader, split: Split) -> None:
+        device = torch.device("cuda" if split.gpu else "cpu")
+        if not split.gpu:
+            torch.set_num_threads(max(1, int(split.cpus_per_worker)))
         self._encoder = Encoder(ray.get(tower).to(device), folder, header)
 
     def __call__(self, block: pa.Table) -> pa.Table:

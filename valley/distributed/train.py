@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -47,6 +48,8 @@ def run_on_ray(settings: RunSettings, resources: Mapping[str, float] | None = No
     job = prepare_job(settings)
     connect(settings.cluster)
     split = share_out(free_resources() if resources is None else resources, settings.cluster)
+    if resources is not None:  # what is free besides is for others
+        split = replace(split, max_workers=split.num_workers)
     logger.info("%s", split)
     job = open_job(job, num_nodes=num_nodes())
     logger.info("starting %d training worker(s); this takes a while", split.num_workers)

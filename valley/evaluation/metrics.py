@@ -43,12 +43,12 @@ def is_right(answer: str, truth: str, choices: Sequence[str]) -> bool:
     return [choice for choice in choices if _says(answer, choice)] == [truth]
 
 
-def wilson_interval(num_right: int, num_questions: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(num_right: float, num_questions: float, z: float = Z_95) -> tuple[float, float]:
     """Returns the bounds of Wilson's score interval of a share; unlike the usual one it holds near 0 and 1.
 
     Args:
         num_right: successes.
-        num_questions: trials, at least one.
+        num_questions: trials; no whole number where it stands for as many independent ones as would tell as much.
         z: half its width in standard deviations.
     """
     share, weight = num_right / num_questions, z * z / num_questions

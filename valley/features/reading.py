@@ -8,7 +8,7 @@ from valley.data.loading import Clip
 from valley.data.storage import StoredFile
 from valley.errors import MissingMediaError, SettingsError
 from valley.features.identity import TowerIdentity
-from valley.features.store import FeatureStore, key_of, stamp_of
+from valley.features.store import FeatureStore, key_of, read_header, stamp_of
 from valley.media.sampling import Sampling
 
 
@@ -50,16 +50,23 @@ class StoredFeatures:
         return Clip(found.tokens, found.notes)
 
 
-def check_features(store: FeatureStore, tower: TowerIdentity, *, temporal: str) -> None:
-    """Refuses a store whose tokens are not those of a model's tower, or do not suffice for its temporal module.
+def check_features(folder: Path, tower: TowerIdentity, *, temporal: str, standardise: bool) -> None:
+    """Refuses a store whose tokens are not those of a model's tower, or do not suffice for it.
+
+    Args:
+        folder: the store.
+        tower: the model's.
+        temporal: the model's temporal module.
+        standardise: whether the tower's output is to be measured, which takes the patches of single frames.
 
     Raises:
         SettingsError: with every difference.
     """
-    problems = [f"features: {store.folder}: {line}" for line in store.header.tower.differences(tower)]
-    if store.header.pooled and temporal != "v1":
-        problems.append(
-            f"features: {store.folder} is pooled: it holds means of frames, of which {temporal} can make nothing"
-        )
+    header = read_header(folder)
+    problems = [f"features: {folder}: {line}" for line in header.tower.differences(tower)]
+    if header.pooled and temporal != "v1":
+        problems.append(f"features: {folder} is pooled: it holds means of frames, of which {temporal} can make nothing")
+    if header.pooled and standardise:
+        problems.append(f"features: {folder} is pooled: model.vision.standardise cannot be measured on means of frames")
     if problems:
         raise SettingsError(problems)

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from valley.media.sampling import Sampling
 
 HEADER_FILE = "store.json"
 _KEY_BYTES = 16
+_ABANDONED_S = 3600.0
+"""Age of a shard without an index after which nobody is writing it."""
 _CHUNK_BYTES = 1 << 20
 
 _INDEX = pa.schema(
@@ -128,7 +131,10 @@ def write_shard(folder: Path, header: StoreHeader, clips: Sequence[NewClip]) -> 
         os.fsync(shard.fileno())
     index = folder / f"{name}.parquet"
     unfinished = index.with_name(f".{index.name}")
-    pq.write_table(pa.Table.from_pylist(rows, _INDEX), unfinished)
+    with unfinished.open("wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows, _INDEX), file)
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(index)
 
 
@@ -150,13 +156,14 @@ class FeatureStore:
         index = pa.concat_tables(tables) if tables else _INDEX.empty_table()
         self._offset, self._num_frames = index["offset"].to_numpy(), index["num_frames"].to_numpy()
         self._notes = {row: tuple(notes) for row, notes in enumerate(index["notes"].to_pylist()) if notes}
+        self._maps: dict[int, np.memmap[Any, np.dtype[np.uint8]]] = {}
         self._keys, self._stamps = _Lookup(index["key"].to_pylist()), _Lookup(index["stamp"].to_pylist())
 
     def __len__(self) -> int:
         return len(self._offset)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_maps"}
+        return vars(self) | {"_maps": {}}
 
     def find(self, key: bytes) -> int | None:
         """Returns the row of a clip, by `key_of`."""
@@ -173,12 +180,13 @@ class FeatureStore:
     def read(self, row: int) -> Encoded:
         """Returns a clip."""
         num_frames, offset = self.num_frames(row), int(self._offset[row])
-        packed = self._maps[self._shard[row]][offset : offset + packed_bytes(num_frames, self.header)]
+        packed: Any = self._map(int(self._shard[row]))[offset : offset + packed_bytes(num_frames, self.header)]
         return Encoded(unpack(memoryview(packed), num_frames, self.header), self._notes.get(row, ()))
 
-    @cached_property
-    def _maps(self) -> list[np.memmap[Any, np.dtype[np.uint8]]]:
-        return [np.memmap(self.folder / f"{name}.tokens", np.uint8, mode="r") for name in self._shards]
+    def _map(self, shard: int) -> np.memmap[Any, np.dtype[np.uint8]]:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self.folder / f"{self._shards[shard]}.tokens", np.uint8, mode="r")
+        return self._maps[shard]
 
 
 class _Lookup:
@@ -202,21 +210,26 @@ class _Lookup:
 
 
 def open_store(folder: Path, header: StoreHeader) -> FeatureStore:
-    """Makes a store, or opens one of the same header to go on with it; what a killed writer left is cleared away.
+    """Makes a store, or opens one of the same header to go on with it.
+
+    What a killed writer left counts for nothing; it is cleared away when it is so old that nobody is writing it.
 
     Raises:
         SettingsError: the folder holds another store, or something else.
     """
     if (folder / HEADER_FILE).exists():
         if problems := header_problems(read_header(folder), header):
-            raise SettingsError([f"output: {folder} was made otherwise: {problem}" for problem in problems])
+            raise SettingsError([f"features: {folder} was made otherwise: {problem}" for problem in problems])
     elif folder.exists() and any(folder.iterdir()):
-        raise SettingsError([f"output: {folder} holds files, but no {HEADER_FILE}"])
+        raise SettingsError([f"features: {folder} holds files, but no {HEADER_FILE}"])
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / HEADER_FILE, header.model_dump_json(indent=1) + "\n")
+    old_s = time.time() - _ABANDONED_S
     for path in _unfinished(folder):
-        path.unlink()
+        with suppress(FileNotFoundError):  # just completed, or cleared away by another job
+            if path.stat().st_mtime < old_s:
+                path.unlink()
     return FeatureStore(folder)
 
 

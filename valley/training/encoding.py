@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 from valley.checkpoints.store import write_json
 from valley.config import Location, Settings
 from valley.data.rejects import Reject, write_rejects
+from valley.errors import SettingsError
 from valley.features.encode import Encoder, Estimate, Pictures, Reader, Task, estimate, list_tasks, seconds_per_frame
 from valley.features.identity import StoreHeader, identify_tower
 from valley.features.store import FeatureStore, open_store
@@ -75,6 +76,8 @@ def prepare_encoding(settings: EncodeSettings, device: torch.device) -> EncodeJo
     Raises:
         ValleyError: settings, data or model cannot be used, or the folder holds a store of another tower.
     """
+    if "://" in settings.features:
+        raise SettingsError([f"features: {settings.features}: must be a folder that all workers see, not a URI"])
     tower, header, tasks, expected = _plan(settings, device)
     store = open_store(Path(settings.features), header)
     logger.info("%s; %d clips are there already", expected, len(store))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from valley.features.store import FeatureStore
 from valley.model.processing import Encoded, ValleyProcessor, build_processor
 from valley.model.saved import MODEL_FOLDER
 from valley.training.ledger import REJECTS_FILE
-from valley.training.mlflow_tracker import MlflowRun, end_run, start_run
+from valley.training.mlflow_tracker import MlflowRun, run_status, start_run
 from valley.training.record import RunRecord, identity_of, read_record, write_record
 from valley.training.settings import RunSettings
 from valley.training.stage import count_steps
@@ -211,18 +211,9 @@ def is_finished(settings: RunSettings) -> bool:
     return not record.differences(identity_of(settings, prepare_job(settings).loader.manifest.content_hash))
 
 
-@contextmanager
-def job_status(job: Job) -> Iterator[None]:
+def job_status(job: Job) -> AbstractContextManager[None]:
     """Ends the job's MLflow run as what happens within: finished, failed or killed."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        end_run(job.mlflow, "KILLED")
-        raise
-    except BaseException:
-        end_run(job.mlflow, "FAILED")
-        raise
-    end_run(job.mlflow, "FINISHED")
+    return run_status(job.mlflow)
 
 
 def find_sample(job: Job) -> Sample:

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _MAX_POINTS = 20_000
 _POINTS_A_CALL = 1_000
@@ -130,7 +133,7 @@ def _is_known(client: MlflowClient, run_id: str) -> bool:
     return True
 
 
-def end_run(run: MlflowRun | None, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+def end_run(run: MlflowRun | None, status: Status) -> None:
     """Marks the run as ended; a server that is gone by now is only logged."""
     if run is None:
         return
@@ -140,6 +143,20 @@ def end_run(run: MlflowRun | None, status: Literal["FINISHED", "FAILED", "KILLED
         make_client(run.uri).set_terminated(run.run_id, status)
     except (MlflowException, OSError) as error:
         logger.warning("MLflow: the run could not be marked as %s: %s", status, _first_line(error))
+
+
+@contextmanager
+def run_status(run: MlflowRun | None, at_end: Callable[[], Status] = lambda: "FINISHED") -> Iterator[None]:
+    """Within: the run. Ends it as what happens within: failed, killed by Ctrl-C, or as `at_end` says."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        end_run(run, "KILLED")
+        raise
+    except BaseException:
+        end_run(run, "FAILED")
+        raise
+    end_run(run, at_end())
 
 
 class MlflowTracker:

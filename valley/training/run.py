@@ -20,7 +20,6 @@ from valley.data.loading import Loader
 from valley.errors import CheckpointError, DivergedError, RejectLimitError, SettingsError
 from valley.features.identity import identify_tower
 from valley.features.reading import check_features
-from valley.features.store import FeatureStore
 from valley.model.build import build_model
 from valley.model.lora import add_lora
 from valley.training.curve import draw_loss_curve
@@ -195,8 +194,9 @@ def _build(job: Job, device: torch.device) -> tuple[Engine, StepMeter, Keeper, l
     _settle_on(device)
     model = build_model(settings.model, seed=settings.seed, dtype=compute_dtype(stage))
     if settings.features:
-        store = FeatureStore(Path(settings.features))
-        check_features(store, identify_tower(model.vision_tower), temporal=model.config.temporal)
+        measured = settings.model.vision.standardise and settings.model.path is None
+        tower = identify_tower(model.vision_tower)
+        check_features(Path(settings.features), tower, temporal=model.config.temporal, standardise=measured)
     if settings.lora and "llm" in stage.modules:
         add_lora(model, settings.lora, seed=settings.seed)
     groups = prepare(model, stage)
@@ -265,18 +265,20 @@ def _examiner(
     takes_part = engine.rank == 0 or not engine.replicates_weights
     prompts = load_prompts(job.held_out, validation.prompts) if takes_part else []
     answers_file = job.folder / ANSWERS_FILE
-    exam = Exam(
-        engine,
-        job.processor,
-        job.held_out,
-        stream,
-        micro_batch=job.settings.train.micro_batch,
-        max_questions=validation.questions,
-    )
+    exam = None
+    if validation.questions:
+        exam = Exam(
+            engine,
+            job.processor,
+            job.held_out,
+            stream,
+            micro_batch=job.settings.train.micro_batch,
+            max_questions=validation.questions,
+        )
 
     def examine(done: int) -> float:
         found = validator()
-        accuracy = exam() if validation.questions else {}
+        accuracy = exam() if exam else {}
         ledger.inspect_held_out(found.rejects, found.num_samples)
         tracker.log_metrics(done, found.metrics() | accuracy)
         right = f"; {accuracy[ACCURACY]:.1%} of the questions answered rightly" if accuracy else ""

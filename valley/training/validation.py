@@ -19,7 +19,6 @@ from valley.data.collate import IGNORED, Sample, collate, frames_argument, frame
 from valley.data.loading import Loader
 from valley.data.order import EMPTY
 from valley.data.rejects import Reject
-from valley.errors import ValleyError
 from valley.evaluation.metrics import is_right
 from valley.evaluation.questions import Question, read_questions
 from valley.model.processing import ValleyProcessor
@@ -152,7 +151,7 @@ class Exam:
         loader: loads the held-out samples.
         stream: loads ahead.
         micro_batch: questions asked at once.
-        max_questions: at most this many, spread over the held-out samples; records that are no questions are left out.
+        max_questions: at most this many, spread over all records that are questions, the same whatever the seed.
     """
 
     def __init__(
@@ -167,7 +166,7 @@ class Exam:
     ) -> None:
         self._engine, self._processor, self._loader, self._stream = engine, processor, loader, stream
         self._width = micro_batch
-        self._questions = dict(_find_questions(loader, max_questions))
+        self._questions = dict(find_questions(loader, max_questions))
         self._kinds = sorted({question.kind for question in self._questions.values()})
         slots = np.array(list(self._questions), dtype=np.int64)
         self._slots = slots[engine.rank :: engine.world_size] if engine.replicates_weights else slots
@@ -177,7 +176,8 @@ class Exam:
         asked, right = Counter[str](), Counter[str]()
         with self._engine.inference():
             for samples in self._stream(self._loader, self._slots, self._width):
-                prompts = [_prompt(self._loader, sample) for sample in samples if sample.weight and not sample.rejects]
+                whole = [sample for sample in samples if sample.weight and not (sample.rejects or sample.cut_tokens)]
+                prompts = [_prompt(self._loader, sample, last=True) for sample in whole]
                 for prompt, (_, answer) in zip(prompts, self._answers(prompts), strict=True):
                     question = self._questions[prompt.sample.slot]
                     asked[question.kind] += 1
@@ -195,19 +195,21 @@ class Exam:
         return _generate(self._engine, self._processor, prompts, _CHOICE_TOKENS)
 
 
-def _find_questions(loader: Loader, max_questions: int) -> Iterator[tuple[int, Question]]:
-    """Yields the slots of held-out records that are questions, with these."""
-    asked = []
-    for source in loader.manifest.sources:
-        try:
-            questions, _ = read_questions(source.path)
-        except ValleyError:
-            questions = []
-        asked.append({question.record.id: question for question in questions})
-    for slot in held_out_slots(loader, max_questions).tolist():
-        row = loader.order.row(slot)
-        if question := asked[loader.manifest.source_of(row)].get(loader.manifest.record(row).id):
-            yield slot, question
+def find_questions(loader: Loader, max_questions: int) -> Iterator[tuple[int, Question]]:
+    """Yields the slots of held-out records that are questions, with these: the same records whatever the seed."""
+    manifest = loader.manifest
+    read = [read_questions(source.path)[0] for source in manifest.sources]
+    asked = [{question.record.id: question for question in questions} for questions in read]
+    slots = {loader.order.row(slot): slot for slot in held_out_slots(loader, len(manifest)).tolist()}
+    found = [
+        (slots[row], question)
+        for row in sorted(slots)
+        if (question := asked[manifest.source_of(row)].get(manifest.record(row).id))
+    ]
+    if len(found) <= max_questions:
+        yield from found
+    else:
+        yield from (found[index] for index in np.linspace(0, len(found) - 1, max_questions).round().astype(int))
 
 
 def held_out_slots(loader: Loader, max_samples: int) -> Int64[np.ndarray, " N"]:
@@ -265,11 +267,10 @@ def drop_answers(path: Path, first_step: int) -> None:
         write_json(path, table)
 
 
-def _prompt(loader: Loader, sample: Sample) -> Prompt:
-    """Cuts a sample before its first answer, so that the prompt is, token by token, what training sees."""
-    supervised = np.append(sample.labels != IGNORED, False)
-    begin = int(supervised.argmax())
-    end = begin + int(supervised[begin:].argmin())
+def _prompt(loader: Loader, sample: Sample, *, last: bool = False) -> Prompt:
+    """Cuts a sample before its first or last answer, so that the prompt is, token by token, what training sees."""
+    bounds = np.flatnonzero(np.diff(sample.labels != IGNORED, prepend=False, append=False))
+    begin, end = (int(bound) for bound in (bounds[-2:] if last else bounds[:2]))
     messages = loader.manifest.record(sample.row).messages
     question = next(message for message in messages if message["role"] == "user")
     text = " ".join(part["text"] for part in question["content"] if part["type"] == "text")

@@ -155,6 +155,14 @@ def test_an_unfinished_comparison_goes_on_only_when_asked_to_and_with_the_same_t
     todo, _ = open_comparison(again, list_trials(again))
     assert "v1-seed0" not in {trial.name for trial in todo}
     assert {trial.name for trial in todo} >= {"v1-seed2", "v3-seed1"}
+    point = {"model.temporal": ["v1", "v3"]}
+    renamed = again.model_copy(update={"search": point})
+    file = Path(settings.output) / "trials" / "v1-seed0" / "result.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"point": {"pretrain.model.temporal": "v1"}}))
+    with pytest.raises(SettingsError, match="v1-seed0 was run with"):
+        open_comparison(renamed, list_trials(renamed))
+    file.write_text(json.dumps(result))
     train = settings.finetune.train.model_copy(update={"learning_rate": 0.5})
     other = again.model_copy(update={"finetune": settings.finetune.model_copy(update={"train": train})})
     with pytest.raises(SettingsError, match="finetune: not as it was"):

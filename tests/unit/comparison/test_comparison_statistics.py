@@ -78,6 +78,17 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     assert wide[1] - wide[0] > 0.9 > 0.3 > narrow[1] - narrow[0]
 
 
+def test_few_questions_that_all_agree_prove_little() -> None:
+    three = estimate(np.ones((2, 3)), np.arange(3))
+    assert three.p_value >= 0.25
+    low, high = three.difference_interval
+    assert low < 0.5 < high
+    assert estimate(np.ones((2, 40)), np.zeros(40, dtype=int)).p_value == 1
+    same = estimate(np.zeros((2, 30)), np.arange(30))
+    assert same.p_value == 1
+    assert same.difference_interval[0] < 0 < same.difference_interval[1]
+
+
 def test_nothing_to_estimate_is_an_error() -> None:
     with pytest.raises(ValueError, match="no values"):
         estimate(np.zeros((2, 0)), np.zeros(0, dtype=int))

@@ -12,6 +12,7 @@ from valley.comparison.trials import list_encodings, list_trials
 from valley.errors import SettingsError
 
 STAGE = {"model": {"vision": {"name": "tiny"}, "llm": {"name": "tiny"}}, "data": {"sources": [{"path": "/d.json"}]}}
+SAMPLED = {"sources": [{"path": "/d.json", "sampling": {"num_frames": 4}}]}
 
 
 def test_by_default_every_temporal_module_meets_every_seed_and_the_questions_are_checked_once(tmp_path: Path) -> None:
@@ -76,6 +77,9 @@ def test_draws_from_ranges_are_the_same_each_time_and_within_them(tmp_path: Path
         ({"search": {"model.temporal": ["v1", "v9"]}}, "temporal: no such temporal module"),
         ({"search": {"pretrain.seed": [1]}}, "there is no pretrain in this comparison"),
         ({"search": {"model.temporal": ["v1", "v1"]}}, "several trials would be called v1-seed0, v1-seed1"),
+        ({"pretrain": STAGE, "search": {"finetune.model.temporal": ["v1"]}}, "no effect, for this stage begins with a"),
+        ({"finetune": {**STAGE, "model": {"path": "/saved"}}}, "model.temporal: has no effect"),
+        ({"finetune": {**STAGE, "data": SAMPLED}}, "data.sampling.mode: has no effect on data.sources"),
         ({"baselines": {"odd": {"data.nonsense": 1}}}, "search: odd: data.nonsense: unknown setting"),
     ],
     ids=str,
@@ -87,7 +91,15 @@ def test_what_cannot_be_is_refused_before_anything_runs(changes: dict[str, Any],
 
 @pytest.mark.parametrize(
     "changes",
-    [{"search": {}}, {"seeds": []}, {"seeds": [1, 1]}, {"search": {"a": {"low": 2, "high": 1}}}, {"concurrent": 0}],
+    [
+        {"stopping": True},
+        {"pretrain": {**STAGE, "cluster": {"num_workers": 0}}},
+        {"search": {}},
+        {"seeds": []},
+        {"seeds": [1, 1]},
+        {"search": {"a": {"low": 2, "high": 1}}},
+        {"concurrent": 0},
+    ],
     ids=str,
 )
 def test_a_comparison_of_nothing_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -108,5 +120,17 @@ def test_trials_with_one_tower_share_a_store_and_files_are_encoded_once(tmp_path
     layers = compare_settings(tmp_path, search={"model.vision.layer": [-1, -2]}, baselines={})
     assert len({job.features for job in list_encodings(list_trials(layers), layers)}) == 2
 
+    own = compare_settings(tmp_path, finetune={**STAGE, "features": "/mine"})
+    assert {trial.stages.finetune.features for trial in list_trials(own)} == {"/mine", ""}
+    assert list_encodings(list_trials(own), own) == []
+
     none = compare_settings(tmp_path, share_features=False)
     assert list_encodings(list_trials(none), none) == []
+
+
+def test_checkpoints_elsewhere_lie_apart_by_trial_and_stage(tmp_path: Path) -> None:
+    stage = {**STAGE, "checkpoint": {"path": "s3://bucket/mine/"}}
+    trials = list_trials(compare_settings(tmp_path, finetune=stage))
+    places = [trial.stages.finetune.checkpoint.path for trial in trials]
+    assert places[0] == "s3://bucket/mine/v1-seed0/finetune"
+    assert len(set(places)) == len(trials)

@@ -103,6 +103,10 @@ def test_a_shard_without_its_index_does_not_count_and_is_cleared_away(tmp_path: 
         index.rename(index.with_name(f".{index.name}"))
     assert len(FeatureStore(store)) == 1
     assert len(open_store(store, HEADER)) == 1
+    assert len(list(store.glob("*.tokens"))) == 2, "somebody may be writing it"
+    for path in [*store.glob("*.tokens"), *store.glob(".*.parquet")]:
+        os.utime(path, (0, 0))
+    assert len(open_store(store, HEADER)) == 1
     assert len(list(store.glob("*.tokens"))) == 1
     assert not list(store.glob(".*.parquet"))
 
@@ -118,16 +122,18 @@ def test_a_store_of_another_tower_or_kind_is_refused_with_every_difference(tmp_p
         ["precision", "bf16, not int8"],
     ]
     with pytest.raises(SettingsError) as caught:
-        check_features(FeatureStore(tmp_path), other, temporal="v3")
+        check_features(tmp_path, other, temporal="v3", standardise=False)
     assert len(caught.value.problems) == 2
 
 
 def test_a_pooled_store_serves_v1_alone(tmp_path: Path) -> None:
-    store = open_store(tmp_path, StoreHeader(tower=TOWER, pooled=True))
-    check_features(store, TOWER, temporal="v1")
+    open_store(tmp_path, StoreHeader(tower=TOWER, pooled=True))
+    check_features(tmp_path, TOWER, temporal="v1", standardise=False)
+    with pytest.raises(SettingsError, match="standardise"):
+        check_features(tmp_path, TOWER, temporal="v1", standardise=True)
     for temporal in ("v2", "v3"):
         with pytest.raises(SettingsError, match=f"means of frames, of which {temporal}"):
-            check_features(store, TOWER, temporal=temporal)
+            check_features(tmp_path, TOWER, temporal=temporal, standardise=False)
 
 
 def test_folders_that_are_no_store_are_refused(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from valley.training.job import prepare_job
 from valley.training.run import run_plain
 from valley.training.settings import RunSettings
 from valley.training.tracking import read_curve
-
-ACCURACY = "validation/accuracy"
+from valley.training.validation import ACCURACY, find_questions
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +67,16 @@ def test_a_blind_run_sees_the_same_words_and_no_picture(run: RunSettings, tmp_pa
         assert "Which colour?" in decode(without.input_ids)
         assert "<im_start>" in decode(with_picture.input_ids)
         assert "<im_start>" not in decode(without.input_ids)
+
+
+def test_the_same_questions_are_asked_whatever_the_seed(run: RunSettings, tmp_path: Path) -> None:
+    asked = {}
+    for seed in (0, 1):
+        job = prepare_job(run.model_copy(update={"output": str(tmp_path), "seed": seed}))
+        assert job.held_out is not None
+        found = dict(find_questions(job.held_out, 5))
+        asked[seed] = {question.record.id for question in found.values()}
+        loaded = {job.held_out.load(slot).sample_id: question.record.id for slot, question in found.items()}
+        assert all(sample == question for sample, question in loaded.items())
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == 5
