@@ -35,7 +35,7 @@ def start(config: Path, log: Path, *words: str) -> subprocess.Popen[bytes]:
 @pytest.mark.timeout(900)
 def test_a_killed_comparison_goes_on_without_repeating_what_is_finished(tmp_path: Path) -> None:
     stage = colour_stage(tmp_path, checkpoint={"every_steps": 8})
-    stage["train"]["epochs"] = 20
+    stage["train"]["epochs"] = 8
     output = tmp_path / "runs" / "compared"
     config = tmp_path / "compare.yaml"
     tree = {
