@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from comparison_makers import compare_settings
 
+from valley.comparison.settings import CompareSettings
 from valley.comparison.trials import list_encodings, list_trials
+from valley.config import load_settings, preset_names
 from valley.errors import SettingsError
 
 STAGE = {"model": {"vision": {"name": "tiny"}, "llm": {"name": "tiny"}}, "data": {"sources": [{"path": "/d.json"}]}}
@@ -35,6 +37,15 @@ def test_by_default_every_temporal_module_meets_every_seed_and_the_questions_are
     uris = {stage.tracking.uri for trial in trials for stage in trial.stages.stages.values()}
     assert uris == {f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"}
     assert len({trial.stages.stages["finetune"].output for trial in trials}) == len(trials)
+
+
+@pytest.mark.parametrize("preset", preset_names(CompareSettings))
+def test_every_preset_of_comparisons_is_three_variants_with_two_seeds_and_two_checks(preset: str) -> None:
+    settings = load_settings(CompareSettings, preset)
+    trials = list_trials(settings)
+    assert [len({trial.variant for trial in trials if trial.baseline is checks}) for checks in (False, True)] == [3, 2]
+    assert {trial.seed for trial in trials} == {0, 1}
+    assert settings.finetune.data.validation.questions > 0
 
 
 def test_both_stages_take_a_setting_and_one_takes_its_own(tmp_path: Path) -> None:

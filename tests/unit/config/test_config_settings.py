@@ -21,11 +21,13 @@ def test_every_preset_is_a_whole_run(preset: str) -> None:
 @pytest.mark.parametrize("preset", preset_names(TwoStages))
 def test_every_preset_of_two_stages_is_two_whole_runs(preset: str) -> None:
     settings = load_settings(TwoStages, preset, ["output=/runs/both", "finetune.train.epochs=7"])
-    assert settings.first.output == "/runs/both/pretrain"
-    assert settings.second.model.path == "/runs/both/pretrain/model"
-    assert settings.first.train.modules == ["temporal", "projector"]
-    assert settings.second.train.modules == ["temporal", "projector", "llm"]
-    assert (settings.first.train.epochs == 7, settings.second.train.epochs) == (False, 7)
+    first, second = settings.stages.values()
+    assert first.output == "/runs/both/pretrain"
+    assert second.model.path == "/runs/both/pretrain/model"
+    assert first.train.modules == ["temporal", "projector"]
+    assert second.train.modules == ["temporal", "projector", "llm"]
+    assert (first.train.epochs == 7, second.train.epochs) == (False, 7)
+    assert settings.planned["finetune"].model == first.model
 
 
 def test_the_second_stage_is_the_papers() -> None:
