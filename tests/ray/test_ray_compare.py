@@ -73,7 +73,8 @@ def test_trials_share_a_store_and_what_is_finished_is_not_run_again(tmp_path: Pa
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} >= {"report.html", "accuracy_by_kind.png"}
     best = client.get_model_version_by_alias("valley", "best")
     assert best.tags["variant"] == first["best"].removesuffix("-seed0")
-    assert {file.path for file in client.list_artifacts(best.run_id)} >= {"model", "settings.yaml"}
+    assert {file.path for file in client.list_artifacts(best.run_id)} >= {"model", "finetune"}
+    assert [file.path for file in client.list_artifacts(best.run_id, "finetune")] == ["finetune/settings.yaml"]
 
     results = {path: path.stat().st_mtime_ns for path in trials.glob("*/result.json")}
     more = settings.model_copy(update={"resume": True, "seeds": [0, 1]})
