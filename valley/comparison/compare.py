@@ -17,7 +17,7 @@ from valley.comparison.results import ALL, Results
 from valley.comparison.settings import CompareSettings
 from valley.comparison.tracking import RUN_FILE, begin_comparison_run, log_report, register
 from valley.comparison.trial import is_finished, is_stopped, read_result
-from valley.comparison.trials import Trial, list_encodings, list_trials
+from valley.comparison.trials import TRIALS_FOLDER, Trial, list_encodings, list_trials
 from valley.data.writing import write_text
 from valley.errors import ComparisonError, SettingsError
 from valley.evaluation.questions import read_questions
@@ -29,7 +29,6 @@ from valley.training.tracking import metric_name
 
 logger = logging.getLogger(__name__)
 
-TRIALS_FOLDER = "trials"
 _DECIDING = ("pretrain", "finetune", "evaluation", "baselines", "shuffled")
 """Settings that must be the same for a comparison to go on; seeds and points may be added."""
 _INDIFFERENT = ("cluster", "checkpoint", "tracking", "profile", "output", "features")
@@ -81,9 +80,9 @@ def open_comparison(
     done = [trial.name for trial in trials if is_finished(trial)]
     if done:
         logger.info("%d of %d trials are finished: %s", len(done), len(trials), ", ".join(done))
+    waiting = [trial for trial in trials if not (is_finished(trial) or is_stopped(trial))]
     # Stopped and finished ones take part in the milestones of those that are still running.
-    todo = [trial for trial in trials if settings.stopping or not (is_finished(trial) or is_stopped(trial))]
-    return (todo if any(not (is_finished(trial) or is_stopped(trial)) for trial in todo) else []), run
+    return (list(trials) if waiting and settings.stopping else waiting), run
 
 
 def _clear(path: Path) -> None:
@@ -138,13 +137,13 @@ def conclude(
     log_report(run, metrics, [*files, folder / SETTINGS_FILE])
     if failures:
         raise ComparisonError(f"there is a report of the others, {folder / PAGE}", failures)
-    best = results.best()
+    best, said = results.best(), conclusion(results)
     registered = None
     if settings.registry and run:
         whole = folder / TRIALS_FOLDER / best["trial"]
         registered = register(settings.registry, run.uri, best, sorted(whole.glob(f"*/{SETTINGS_FILE}")))
     summary = {
-        "conclusion": conclusion(results),
+        "conclusion": said,
         "accuracy": shares,
         "trials": results.results,
         "stopped": [trial.name for trial in stopped],
@@ -164,4 +163,4 @@ def conclude(
         "MLflow": summary["mlflow_ui"] or "not tracked",
     }
     tables = "\n\n".join(table.markdown() for table in make_tables(results))
-    return f"{tables}\n\n{conclusion(results)}\n\n" + "\n".join(f"{name:<10}{text}" for name, text in lines.items())
+    return f"{tables}\n\n{said}\n\n" + "\n".join(f"{name:<10}{text}" for name, text in lines.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -18,8 +17,6 @@ from valley.evaluation.metrics import score
 from valley.model.saved import MODEL_FOLDER
 from valley.training.mlflow_tracker import MlflowRun, MlflowTracker, make_client, run_status, start_run
 from valley.training.tracking import metric_name
-
-logger = logging.getLogger(__name__)
 
 RUN_FILE = "mlflow.json"
 _FLUSH_S = 120.0

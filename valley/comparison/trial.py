@@ -12,7 +12,7 @@ from typing import Any
 from valley.checkpoints.store import write_json
 from valley.comparison.settings import CompareSettings
 from valley.comparison.tracking import TrialRun, begin_trial_run, read_run
-from valley.comparison.trials import Trial
+from valley.comparison.trials import STAGES, Trial
 from valley.evaluation.evaluate import ANSWERS_FILE
 from valley.evaluation.settings import EvaluationSettings
 from valley.training.job import checkpoints_of
@@ -138,7 +138,7 @@ def _tracked_below(stages: TwoStages, run: TrialRun) -> TwoStages:
         return stages
     below = {
         name: stage.model_copy(update={"tracking": stage.tracking.model_copy(update={"parent": run.mlflow.run_id})})
-        for name in ("pretrain", "finetune")
+        for name in STAGES
         if (stage := getattr(stages, name))
     }
     return stages.model_copy(update=below)

@@ -22,6 +22,7 @@ from valley.training.settings import RunSettings
 from valley.training.two_stages import TwoStages
 
 STAGES = ("pretrain", "finetune")
+TRIALS_FOLDER = "trials"
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _stages(settings: CompareSettings, name: str, point: Mapping[str, Any], seed
             _refuse_without_effect(base, path, own, first=stage == "pretrain" or settings.pretrain is None)
             assign(tree, own, value)
         stages[stage] = validate(RunSettings, tree)
-    training = TwoStages(output=str(Path(settings.output) / "trials" / name), **stages)
+    training = TwoStages(output=str(Path(settings.output) / TRIALS_FOLDER / name), **stages)
     planned = training.planned
     stores = {
         stage: given.model_copy(update={"features": _store(settings, planned[stage])})
