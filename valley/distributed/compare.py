@@ -38,6 +38,7 @@ from valley.distributed.encode import encode_on_ray
 from valley.distributed.train import run_on_ray
 from valley.errors import ClusterError
 from valley.evaluation.evaluate import run_evaluation
+from valley.evaluation.questions import read_questions
 from valley.evaluation.settings import EvaluationSettings
 from valley.training.encoding import encode_plain
 from valley.training.mlflow_tracker import MlflowRun, run_status
@@ -60,6 +61,9 @@ def compare_on_ray(settings: CompareSettings) -> str:
         ValleyError: settings, data, model, storage or cluster cannot be used, or trials failed.
     """
     trials = list_trials(settings)
+    read_questions(
+        settings.evaluation.questions, max_questions=1
+    )  # a wrong path is told before, not after the training
     # A function that is told to stop does so when it next reports; what it has started ends with its process.
     os.environ.setdefault("TUNE_FORCE_TRIAL_CLEANUP_S", str(_FORCED_END_S))
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all; Tune reads its own JSON
