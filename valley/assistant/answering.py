@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from valley.assistant.generation import generate_tokens
 from valley.assistant.loading import Assistant
+from valley.assistant.writing import Writer
 from valley.media.decode import sample_clip
 from valley.model.conversation import MEDIA, Message
 from valley.model.processing import ValleyProcessor
@@ -143,36 +143,10 @@ def _read_part(assistant: Assistant, part: Mapping[str, Any]) -> Mapping[str, An
 
 
 def _pieces(processor: ValleyProcessor, generated: Iterator[Sequence[int]]) -> Iterator[str]:
-    """Turns tokens into text, piece by piece.
-
-    All tokens so far are decoded each time: decoded by themselves, some tokenizers' words lose the space before them.
-    """
-    tokens: list[int] = []
-    told = ""
-    for more in generated:
-        tokens += more
-        settled = _settled(_text(processor, tokens), processor.end_marks)
-        if len(settled) > len(told):
-            yield settled[len(told) :]
-            told = settled
-    if rest := _text(processor, tokens).strip()[len(told) :]:
-        yield rest
-
-
-def _text(processor: ValleyProcessor, tokens: Sequence[int]) -> str:
-    """The answer so far, without what ends it."""
-    text = processor.post_process_image_text_to_text(
-        [torch.tensor(tokens, dtype=torch.long)], clean_up_tokenization_spaces=False
-    )[0]
-    for stop in processor.stop_strings:
-        text = text.partition(stop)[0]
-    return text.lstrip()
-
-
-def _settled(text: str, end_marks: Sequence[str]) -> str:
-    """What later tokens cannot change: without half a character, half an end mark, or white space at the end."""
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    for mark in end_marks:
-        begun = next((size for size in range(len(mark), 0, -1) if text.endswith(mark[:size])), 0)
-        text = text[: len(text) - begun]
-    return text.rstrip()
+    """Turns tokens into text, piece by piece."""
+    writer = Writer(processor)
+    for tokens in generated:
+        if piece := writer.add(tokens):
+            yield piece
+    if piece := writer.end():
+        yield piece

@@ -232,6 +232,29 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return outputs
         return supervised_loss(self.language_model, labels, num_items_in_batch, return_logits=return_logits, **inputs)
 
+    def embed_prompt(self, input_ids: Int[Tensor, " L"], visual: Float[Tensor, "V H"]) -> Float[Tensor, "L H"]:
+        """Returns the embeddings of one prompt whose visual tokens are known already: what a server keeps of a clip.
+
+        Args:
+            input_ids: the prompt, with the places of its visual tokens.
+            visual: what `visual_features` returned for its media, in reading order; empty without media.
+
+        Raises:
+            ValueError: the prompt has another number of places.
+        """
+        embeds = self._embed_tokens(input_ids)
+        places = (input_ids == self.config.image_patch_token_id) | (input_ids == self.config.video_frame_token_id)
+        if int(places.sum()) != len(visual):
+            raise ValueError(f"{len(visual)} visual tokens for {int(places.sum())} places in the prompt")
+        return embeds.masked_scatter(places[:, None], visual.to(embeds.dtype))
+
+    def _embed_tokens(self, input_ids: Int[Tensor, "*B"]) -> Float[Tensor, "*B H"]:
+        """Returns the embeddings of tokens, the added ones' from `added_tokens`."""
+        is_added = input_ids[..., None] == torch.tensor(self.config.added_token_ids, device=input_ids.device)
+        embeds: Tensor = self.get_input_embeddings()(input_ids)
+        added = self.added_tokens(is_added.int().argmax(-1)).to(embeds.dtype)
+        return torch.where(is_added.any(-1, keepdim=True), added, embeds)
+
     def _embed(
         self,
         input_ids: Int[Tensor, "B L"],
@@ -240,10 +263,7 @@ class ValleyForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame_tokens: Float[Tensor, "F N D"] | None,
     ) -> Float[Tensor, "B L H"]:
         """Returns the embeddings of a prompt with its visual tokens in their places."""
-        is_added = input_ids[..., None] == torch.tensor(self.config.added_token_ids, device=input_ids.device)
-        embeds: Tensor = self.get_input_embeddings()(input_ids)
-        added = self.added_tokens(is_added.int().argmax(-1)).to(embeds.dtype)
-        embeds = torch.where(is_added.any(-1, keepdim=True), added, embeds)
+        embeds = self._embed_tokens(input_ids)
         frames = pixel_values if frame_tokens is None else frame_tokens
         # A step of generation asks nothing of the device here: its one token is never a place, those are suppressed.
         if frames is None and input_ids.shape[1] == 1:
