@@ -16,7 +16,14 @@
     ├── ModelError           a tower, backbone, template or tokenizer that cannot be used
     ├── CheckpointError      a checkpoint is missing, incomplete or does not fit
     ├── TrackingError        MLflow cannot be used as configured
-    └── ClusterError         the cluster cannot run what was asked
+    ├── ClusterError         the cluster cannot run what was asked
+    ├── ComparisonError      trials of a comparison failed
+    └── ServingError         one request cannot be answered; the server goes on
+        ├── RequestError            the request is wrong: names the field
+        ├── OverloadError           too many wait already
+        ├── DeadlineError           not answered in time
+        ├── GenerationError         the model failed on this prompt
+        └── EngineError             the engine is gone or stuck
 
 Data errors (`MediaError`, `RecordError`) are caught per sample and counted; all others stop the run.
 Each error carries its subject as attributes, so that tables and messages are built from fields, not from text.
@@ -25,6 +32,8 @@ Each error carries its subject as attributes, so that tables and messages are bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 
 class ValleyError(Exception):
@@ -162,3 +171,52 @@ class ComparisonError(ValleyError):
 
     def __reduce__(self) -> tuple[type[ComparisonError], tuple[str, tuple[str, ...]]]:
         return type(self), (self.consequence, self.failures)
+
+
+class ServingError(ValleyError):
+    """One request cannot be answered."""
+
+
+class RequestError(ServingError):
+    """A request is wrong.
+
+    Attributes:
+        field: the field at fault, as a dotted path; empty where it is the whole.
+        reason: what is wrong with it, in one line.
+        code: a short name that programs may look at.
+        status: the HTTP status it is answered with.
+    """
+
+    def __init__(self, field: str, reason: str, *, code: str = "invalid_value", status: int = 400) -> None:
+        self.field, self.reason, self.code, self.status = field, reason, code, status
+        super().__init__(f"{field}: {reason}" if field else reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), code=self.code, status=self.status), (self.field, self.reason)
+
+
+class OverloadError(ServingError):
+    """Too many requests wait already.
+
+    Attributes:
+        retry_after_s: when it is worth another try.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        self.reason, self.retry_after_s = reason, retry_after_s
+        super().__init__(reason)
+
+    def __reduce__(self) -> tuple[type[OverloadError], tuple[str, float]]:
+        return type(self), (self.reason, self.retry_after_s)
+
+
+class DeadlineError(ServingError):
+    """A request was not answered in time."""
+
+
+class GenerationError(ServingError):
+    """The model failed on one prompt; others are not concerned."""
+
+
+class EngineError(ServingError):
+    """The engine is gone, or has work and does not move."""

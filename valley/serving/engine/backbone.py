@@ -1,0 +1,64 @@
+"""A language model made ready for the engine: its attention exchanged, and proof that it still computes the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from valley.errors import EngineError
+from valley.serving.engine.slots import SLOTTED, Chunk, Slots, Step
+
+_PROBE_TOKENS = 9
+_TOLERANCE = {torch.float32: 1e-3}
+_COARSE = 0.25
+
+
+@torch.inference_mode()
+def prepare_backbone(language_model: Any, slots: Slots) -> None:
+    """Lets a language model attend over `slots`, whose memory is set aside by that.
+
+    A prompt is read as one piece, before, and in chunks and single tokens beside another one, after: scores must agree.
+
+    Args:
+        language_model: of any backbone.
+        slots: two of them, of a dozen positions, at least.
+
+    Raises:
+        EngineError: the backbone takes its attention from somewhere else, or needs more than positions and embeddings.
+    """
+    device, dtype = language_model.device, language_model.dtype
+    tokens = torch.arange(_PROBE_TOKENS, device=device) % language_model.config.vocab_size
+    embeds = language_model.get_input_embeddings()(tokens)
+    expected = language_model(inputs_embeds=embeds[None], use_cache=False).logits[0, -1]
+    name = type(language_model).__name__
+    try:
+        language_model.set_attn_implementation(SLOTTED)
+        found = _read_in_pieces(language_model, embeds, slots)
+    except Exception as error:
+        raise EngineError(f"{name} does not run in the engine: {type(error).__name__}: {error}") from error
+    apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+    if not apart <= _TOLERANCE.get(dtype, _COARSE):
+        raise EngineError(f"{name} computes something else in the engine: scores are {apart:.3g} apart")
+
+
+def _read_in_pieces(language_model: Any, embeds: Float[Tensor, "L H"], slots: Slots) -> Float[Tensor, " V"]:
+    half, last = _PROBE_TOKENS // 2, slots.num_slots - 1
+    device = embeds.device
+    plan = [
+        ([Chunk(last, 0, half)], [], embeds[:half]),
+        ([Chunk(last, half, _PROBE_TOKENS - half - 1), Chunk(0, 0, half)], [], torch.cat([embeds[half:-1], embeds[:half]])),
+        ([], [0, last] if last else [0], embeds[-2:] if last else embeds[-1:]),
+    ]  # fmt: skip
+    scores = embeds
+    for chunks, rows, some in plan:
+        if not last and len(chunks) == 2:
+            chunks, some = chunks[:1], some[: _PROBE_TOKENS - half - 1]
+        positions = [_PROBE_TOKENS - 1 if row == last else half for row in rows]
+        step = Step(slots, chunks, rows, positions, device)
+        scores = language_model(
+            inputs_embeds=some[None], position_ids=step.position_ids, use_cache=False, step=step
+        ).logits[0, -1]
+    return scores
