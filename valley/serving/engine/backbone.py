@@ -24,7 +24,7 @@ def prepare_backbone(language_model: Any, slots: Slots) -> None:
 
     Args:
         language_model: of any backbone.
-        slots: two of them, of a dozen positions, at least.
+        slots: of a dozen positions at least.
 
     Raises:
         EngineError: the backbone takes its attention from somewhere else, or needs more than positions and embeddings.
@@ -46,18 +46,21 @@ def prepare_backbone(language_model: Any, slots: Slots) -> None:
 
 def _read_in_pieces(language_model: Any, embeds: Float[Tensor, "L H"], slots: Slots) -> Float[Tensor, " V"]:
     half, last = _PROBE_TOKENS // 2, slots.num_slots - 1
-    device = embeds.device
+    first, second = embeds[:half], embeds[half:-1]
+    other = [0] if last else []  # a second answer beside it, where there is room for one
     plan = [
-        ([Chunk(last, 0, half)], [], embeds[:half]),
-        ([Chunk(last, half, _PROBE_TOKENS - half - 1), Chunk(0, 0, half)], [], torch.cat([embeds[half:-1], embeds[:half]])),
-        ([], [0, last] if last else [0], embeds[-2:] if last else embeds[-1:]),
-    ]  # fmt: skip
+        ([Chunk(last, 0, half)], [], first),
+        (
+            [Chunk(last, half, len(second)), *(Chunk(slot, 0, half) for slot in other)],
+            [],
+            torch.cat([second, *[first] * len(other)]),
+        ),
+        ([], [*other, last], embeds[-1 - len(other) :]),
+    ]
     scores = embeds
     for chunks, rows, some in plan:
-        if not last and len(chunks) == 2:
-            chunks, some = chunks[:1], some[: _PROBE_TOKENS - half - 1]
         positions = [_PROBE_TOKENS - 1 if row == last else half for row in rows]
-        step = Step(slots, chunks, rows, positions, device)
+        step = Step(slots, chunks, rows, positions, embeds.device)
         scores = language_model(
             inputs_embeds=some[None], position_ids=step.position_ids, use_cache=False, step=step
         ).logits[0, -1]
