@@ -1,0 +1,1 @@
+"""The assistant behind HTTP: schema, engine, API and the chat page."""
