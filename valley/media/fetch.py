@@ -8,14 +8,15 @@ the first URL. No proxy, cookie, credential or compression takes part. One deadl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -69,6 +70,7 @@ class FetchSettings(Settings):
     """Files that wait for their turn; more are turned away."""
 
 
+@runtime_checkable
 class Resolver(Protocol):
     """Finds the addresses of a host."""
 
@@ -198,7 +200,7 @@ class Fetcher:
         connector = aiohttp.TCPConnector(
             resolver=_Pinned(target.host, addresses), use_dns_cache=False, ssl=self._tls, force_close=True
         )
-        try:
+        with self._translated():
             async with (
                 aiohttp.ClientSession(
                     connector=connector,
@@ -207,10 +209,24 @@ class Fetcher:
                     trust_env=False,
                     auto_decompress=False,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
+                    middlewares=(self._translate,),
                 ) as session,
                 session.get(URL(target.url, encoded=True), allow_redirects=False) as response,
             ):
                 return await self._read(response)
+
+    async def _translate(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Within aiohttp, which asks once more by itself after some errors of its own."""
+        with self._translated():
+            return await handler(request)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Makes errors of aiohttp Valley's, which tell neither addresses nor URLs."""
+        try:
+            yield
         except aiohttp.ConnectionTimeoutError:
             reason = f"its host took no connection within {self._settings.connect_timeout_s:g} s"
             raise FetchTimeoutError(NAME, reason) from None

@@ -147,6 +147,13 @@ def _recognise(data: bytes, label: str) -> Container:
         raise UnsupportedMediaError(label, problem.reason) from None
 
 
+def _is_jpeg(data: bytes) -> bool:
+    try:
+        return recognise(data[:HEAD_BYTES]) is JPEG
+    except Problem:
+        return False
+
+
 def _digest(use: str, parts: Sequence[bytes]) -> str:
     digest = hashlib.sha256(f"{use} {' '.join(str(len(part)) for part in parts)}\n".encode())
     for part in parts:
@@ -177,8 +184,8 @@ def _frames(url: str, start: int, settings: SourceSettings, label: str) -> tuple
     _check_size(_decoded_bytes(url, start), settings, label)
     frames = tuple(_base64(text, label) for text in url[start:].split(","))
     for number, frame in enumerate(frames):
-        if _recognise(frame, f"{label}, frame {number}") is not JPEG:
-            raise UnsupportedMediaError(label, f"frame {number} is no JPEG")
+        if not _is_jpeg(frame):
+            raise UnsupportedMediaError(label, f"frame {number} of the list is no JPEG")
     return frames
 
 
@@ -194,13 +201,14 @@ def _check_size(num_bytes: int, settings: SourceSettings, label: str) -> None:
 
 def _base64(text: str, label: str) -> bytes:
     """Decodes base64 of the standard alphabet, with all of its padding and nothing else in it."""
+    if not text:
+        raise RefusedMediaError(label, "a data: URL without data")
     try:
-        data = binascii.a2b_base64(text, strict_mode=True)
+        if len(text) % 4:
+            raise ValueError("too much padding, which strict_mode lets pass, or too little")
+        return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:
         raise RefusedMediaError(label, "not base64 (standard alphabet, padded, without line breaks)") from None
-    if not data:
-        raise RefusedMediaError(label, "a data: URL without data")
-    return data
 
 
 def _read_file(url: str, settings: SourceSettings, label: str) -> bytes:
@@ -209,19 +217,26 @@ def _read_file(url: str, settings: SourceSettings, label: str) -> bytes:
     parts = _parts_below_root(url, settings.media_root, label)
     try:
         descriptor = _open_below(settings.media_root, parts)
-        with open(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise RefusedMediaError(label, "not a regular file")
-            if status.st_size > settings.max_bytes:
-                raise MediaLimitError(label, f"{status.st_size} bytes, more than {settings.max_bytes}")
-            return file.read(status.st_size)
+        try:
+            return _read_regular(descriptor, settings.max_bytes, label)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RefusedMediaError(label, "links are not followed") from None
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENXIO, errno.EACCES, errno.EPERM):
             raise MissingMediaError(label, "no such file, or it may not be read") from None
         raise StorageError(f"{label}: {error.strerror or type(error).__name__}") from None
+
+
+def _read_regular(descriptor: int, max_bytes: int, label: str) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise RefusedMediaError(label, "not a regular file")
+    if status.st_size > max_bytes:
+        raise MediaLimitError(label, f"{status.st_size} bytes, more than {max_bytes}")
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        return file.read(status.st_size)
 
 
 def _parts_below_root(url: str, root: str, label: str) -> list[str]:
