@@ -8,7 +8,11 @@
     │   ├── UnsupportedMediaError   not a video or image we read: playlist, script, text, unknown container or codec
     │   ├── DamagedMediaError       truncated or corrupt
     │   ├── MediaLimitError         larger or longer than the limits allow
-    │   └── DecodeTimeoutError      the decoder passed its deadline or died
+    │   ├── DecodeTimeoutError      the decoder passed its deadline or died
+    │   ├── RefusedMediaError       a reference that is malformed, or that policy forbids to follow
+    │   ├── UnreachableMediaError   the host it is on failed, or has no such file
+    │   ├── FetchTimeoutError       it was not there within the deadline
+    │   └── FetchBusyError          too many are being fetched already
     ├── RecordError          one record of a data file cannot be used: becomes a row of the rejects table
     ├── StorageError         storage failed again and again: the job stops (never a bad sample)
     ├── RejectLimitError     more samples were rejected than `data.max_rejected` allows
@@ -33,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 
 class ValleyError(Exception):
@@ -67,8 +71,13 @@ class MediaError(ValleyError):
         self.path, self.reason = path, reason
         super().__init__(f"{path}: {reason}")
 
-    def __reduce__(self) -> tuple[type[MediaError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), (self.path, self.reason)
+
+    def named(self, path: str) -> Self:
+        """Returns the same error under another name of the file, such as its place in a request."""
+        kind, (_, *rest) = self.__reduce__()
+        return kind(path, *rest)
 
 
 class MissingMediaError(MediaError):
@@ -93,6 +102,33 @@ class MediaLimitError(MediaError):
 
 class DecodeTimeoutError(MediaError):
     """The decoder passed its deadline or died."""
+
+
+class RefusedMediaError(MediaError):
+    """The reference to the file is malformed, or policy forbids to follow it."""
+
+
+class UnreachableMediaError(MediaError):
+    """The host that the file is on failed, or has no such file for us.
+
+    Attributes:
+        status: the HTTP status it answered with; None: there was no answer.
+    """
+
+    def __init__(self, path: str, reason: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(path, reason)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), (self.path, self.reason, self.status)
+
+
+class FetchTimeoutError(MediaError):
+    """The file was not there within the deadline."""
+
+
+class FetchBusyError(MediaError):
+    """Too many files are being fetched, and too many wait for their turn."""
 
 
 class RecordError(ValleyError):

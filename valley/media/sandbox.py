@@ -32,6 +32,7 @@ from valley.errors import (
     SettingsError,
     UnsupportedMediaError,
 )
+from valley.media.decoders.isolation import Isolation
 from valley.media.decoders.slots import SlotReader
 from valley.media.decoders.wire import GoneError, Wire
 from valley.media.limits import Limits
@@ -185,6 +186,7 @@ class _Child:
         wire: the parent's end of the socket.
         slots: where its pictures appear.
         is_idle: it waits for a request.
+        isolation: how it is kept from the network.
     """
 
     def __init__(self) -> None:
@@ -209,7 +211,7 @@ class _Child:
             )
         self.wire.set_timeout(_START_S)
         try:
-            self.wire.receive()
+            self.isolation: Isolation = self.wire.receive()[0]["isolation"]
         except (GoneError, TimeoutError):
             self.kill()
             raise RuntimeError(f"the decoder process did not start: {self.end()}") from None
@@ -305,6 +307,19 @@ class _Pool:
 
 
 _pool = _Pool()
+
+
+def isolation() -> Isolation:
+    """Returns how decoder processes are kept from the network; starts one if there is none to ask.
+
+    `namespace`: they have none. `protocols`: the system does not allow that (many containers, other systems than
+    Linux), and they merely open files without any of FFmpeg's protocols.
+    """
+    child = _pool.take()
+    try:
+        return child.isolation
+    finally:
+        _pool.give_back(child)
 
 
 def process_ids() -> list[int]:

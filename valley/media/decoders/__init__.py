@@ -8,6 +8,7 @@ modules import nothing else of Valley, so that the child starts in a fraction of
     wire        messages between parent and child
     slots       pictures in memory that both see
     bounds      what one file may ask for
+    isolation   no network for this process
     memory      how much memory it may take
     problems    what can be wrong with a file, as the parent will raise it
     containers  what the first bytes say; anything unknown is refused before a demuxer sees it

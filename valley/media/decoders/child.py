@@ -1,5 +1,7 @@
 """The decoder process: reads one file after the other for its parent, and may be killed at any moment.
 
+It first cuts itself off from the network, and says how in {"ready": true, "isolation": …}.
+
 A request names a file, the limits and the decoder. The child answers with what the file is; then, unless just that was
 asked for, with the pictures at the positions that the parent chooses from the times it was told:
 
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 from .bounds import Bounds
 from .clip import Clip
 from .containers import HEAD_BYTES, Container, recognise
+from .isolation import leave_network
 from .memory import memory_bounded
 from .problems import Problem, UnfitError
 from .pyav import read_pyav
@@ -54,10 +57,11 @@ def main(end: int, pictures: int, inbox: int) -> None:
         pictures: descriptor of the file that pictures are written to.
         inbox: descriptor of the file that holds the media when a request names no path.
     """
+    isolation = leave_network()
     _die_with_parent()
     wire = Wire(socket.socket(fileno=end))
     server = _Server(wire, SlotWriter(pictures), inbox)
-    wire.send({"ready": True})
+    wire.send({"ready": True, "isolation": isolation})
     with contextlib.suppress(GoneError):
         while True:
             request, _ = wire.receive()
@@ -99,9 +103,10 @@ class _Server:
         except av.FFmpegError as error:
             self._wire.send({"problem": "damaged", "reason": f"cannot be decoded: {error.strerror}"})
         except OSError as error:
-            self._wire.send({"errno": error.errno or errno.EIO, "reason": error.strerror or str(error)})
+            self._wire.send({"errno": error.errno or errno.EIO, "reason": error.strerror or type(error).__name__})
         except Exception as error:  # noqa: BLE001 - the rim: what a decoder makes of a broken file has no bounds
-            self._wire.send({"problem": "damaged", "reason": f"{type(error).__name__}: {error}"})
+            # Its text stays here: it may hold addresses in memory, and reasons are shown to strangers.
+            self._wire.send({"problem": "damaged", "reason": f"cannot be decoded ({type(error).__name__})"})
 
     def _open(self, path: str | None, max_bytes: int) -> FileIO:
         file = FileIO(self._inbox, closefd=False) if path is None else _open_regular(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .bounds import Bounds
 from .containers import Container
@@ -30,7 +30,7 @@ class Still:
             # After the check: the orientation of a PNG may stand behind its picture, which Pillow then decodes.
             self._rotation = _TURNS.get(self._image.getexif().get(_ORIENTATION, 1), 0)
         except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(error) from None
+            raise _damaged(error, container) from None
         self._container = container
         self.notes = ["animated: the first picture is used"] if getattr(self._image, "n_frames", 1) > 1 else []
 
@@ -59,15 +59,22 @@ class Still:
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             return np.asarray(upright.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:
-            raise _damaged(error) from None
+            raise _damaged(error, self._container) from None
 
 
 _ORIENTATION = 0x0112
 _TURNS = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}
 
 
-def _damaged(error: Exception) -> Exception:
-    """Pillow raises OSError for broken images; those with a number are the storage's."""
+def _damaged(error: Exception, container: Container) -> Exception:
+    """Pillow raises OSError for broken images; those with a number are the storage's.
+
+    Its own words are not passed on: some hold the address of an object in memory (CVE-2026-22778).
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    return Problem("damaged", f"an image that cannot be decoded: {error}")
+    if isinstance(error, UnidentifiedImageError):
+        return Problem("damaged", f"no {container.name} header that can be read")
+    if "truncated" in str(error):
+        return Problem("damaged", "truncated: the picture ends early")
+    return Problem("damaged", f"a {container.name} image that cannot be decoded")
