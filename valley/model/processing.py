@@ -184,6 +184,19 @@ class ValleyProcessor(ProcessorMixin):
             raise RecordError("sample", "messages", f"no token of an answer{where}")
         return Encoded(input_ids, np.where(supervised, input_ids, IGNORED), cut_tokens)
 
+    def encode_prompt(self, messages: Sequence[Message], num_frames: Sequence[int]) -> Int64[np.ndarray, " L"]:
+        """Turns a conversation into the prompt of its next answer, without its frames.
+
+        Args:
+            messages: chat messages; a `video` or `image` part for each medium.
+            num_frames: frames T of each medium, in order.
+
+        Raises:
+            ValueError: a role or part that has no place there, or places for media that do not match `num_frames`.
+        """
+        segments = self._render(messages, add_generation_prompt=True).segments
+        return np.array([token for piece in self._segments(segments, num_frames) for token in piece], dtype=np.int64)
+
     def count_tokens(self, messages: Sequence[Message], num_frames: Sequence[int]) -> int:
         """Returns the length of the sample that `encode` makes without a limit.
 

@@ -53,9 +53,7 @@ def pack_linear_layers(model: nn.Module) -> int:
 
     Weights that others share (an embedding's) stay theirs.
     """
-    if not torch.backends.mkldnn.is_available() or any(
-        parameter.device.type != "cpu" for parameter in model.parameters()
-    ):
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return 0
     num_packed = 0
     for module in list(model.modules()):

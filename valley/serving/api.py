@@ -1,0 +1,325 @@
+"""The HTTP API: OpenAI's chat completions, models, health, metrics, and the chat page. No Ray, no model in here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from valley.errors import RequestError, ValleyError
+from valley.media.fetch import Fetcher
+from valley.serving.completion import Completion, error_event
+from valley.serving.engine.interface import Decoding, Finish, Piece
+from valley.serving.guard import Guard, problem_headers
+from valley.serving.keys import Keys
+from valley.serving.metrics import Metrics
+from valley.serving.ordering import make_order
+from valley.serving.page import add_page
+from valley.serving.problems import CLIENT_LEFT, Problem, problem_of
+from valley.serving.schema import ChatRequest, parse_request
+from valley.serving.service import Backend, Event, Order, Start
+from valley.serving.settings import ServeSettings
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _ClientLeftError(Exception):
+    """There is nobody to answer any more."""
+
+
+_LARGE_BODY = 1 << 18
+"""Bytes from which on a body is parsed on a thread of its own, so that others need not wait."""
+_READY_FOR_S = 5.0
+_READY_WITHIN_S = 30.0
+
+
+def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | None = None) -> ASGIApp:
+    """Returns the API in front of a model.
+
+    Args:
+        backend: answers.
+        settings: what is served, and to whom.
+        fetcher: of the media that URLs name; None: one of `settings.media.fetch`.
+
+    Raises:
+        SettingsError: the keys cannot be read.
+    """
+    api = _Api(backend, settings, fetcher or Fetcher(settings.media.fetch))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await api.fetcher.close()
+
+    # Its documentation pages load scripts from elsewhere; /openapi.json is enough for tools.
+    app = FastAPI(title="Valley", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_exception_handler(HTTPException, _tell_http_error)
+    app.add_exception_handler(ValleyError, _tell_error)
+    app.add_api_route("/health", api.health, methods=["GET"])
+    app.add_api_route("/ready", api.ready, methods=["GET"])
+    app.add_api_route("/metrics", api.metrics_text, methods=["GET"])
+    app.add_api_route("/v1/models", api.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name}", api.model, methods=["GET"])
+    body = {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+    app.add_api_route(
+        "/v1/chat/completions", api.chat, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
+    )
+    if settings.page:
+        add_page(app, settings)
+    keys = None if settings.keys is None else Keys(Path(settings.keys))
+    return Guard(app, settings.limits, keys, settings.hosts)
+
+
+class _Api:
+    def __init__(self, backend: Backend, settings: ServeSettings, fetcher: Fetcher) -> None:
+        self._backend, self._settings, self.fetcher = backend, settings, fetcher
+        self._metrics = Metrics(settings.name)
+        self._created = int(time.time())
+        self._ready_at = float("-inf")
+        self._asking = asyncio.Lock()
+
+    async def health(self) -> dict[str, str]:
+        """The server is there."""
+        return {"status": "ok"}
+
+    async def ready(self) -> Response:
+        """The model answers: one token is generated, at most once in a few seconds."""
+        async with self._asking:
+            if time.monotonic() - self._ready_at > _READY_FOR_S:
+                order = Order("ready", [{"role": "user", "content": "Hi"}], [], Decoding(1), _READY_WITHIN_S)
+                try:
+                    async with asyncio.timeout(_READY_WITHIN_S):
+                        async for _ in self._backend.answer(order):
+                            pass
+                        self._isolation = await self._backend.isolation()
+                except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
+                    logger.warning("not ready: %s", type(error).__name__)
+                    return JSONResponse({"status": "not ready", "model": self._settings.name}, 503)
+                self._ready_at = time.monotonic()
+        return JSONResponse({"status": "ready", "model": self._settings.name, "decoder_isolation": self._isolation})
+
+    async def metrics_text(self) -> Response:
+        """Figures for Prometheus."""
+        state = None
+        with contextlib.suppress(Exception):  # the figures of this process are there without the engine's
+            state = await self._backend.state()
+        text, kind = self._metrics.text(state)
+        return Response(text, media_type=kind)
+
+    async def models(self) -> dict[str, Any]:
+        """What is served."""
+        return {"object": "list", "data": [self._card()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """What is served under a name."""
+        if name != self._settings.name:
+            raise RequestError("model", "there is no such model here", code="model_not_found", status=404)
+        return self._card()
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self._settings.name, "object": "model", "created": self._created, "owned_by": "valley"}
+
+    async def chat(self, request: Request) -> Response:
+        """Answers a conversation, whole or as it is written."""
+        await request.body()  # the guard has read it; from now on there is nothing to receive but the client's leaving
+        call = _Call(request, self._backend, self._metrics, self._settings.limits.deadline_s)
+        try:
+            first = await _unless_left(request, call.begin(self._settings, self.fetcher))
+            if not call.request.stream:
+                await _unless_left(request, call.complete())
+                return call.end(200, JSONResponse(call.completion.whole()))
+        except _ClientLeftError:
+            await call.stop()
+            return call.end(CLIENT_LEFT, Response(status_code=CLIENT_LEFT))
+        except Exception as error:  # noqa: BLE001 - the rim: logged with the request's id, told in our own words
+            await call.stop()
+            return _error_response(call.failed(error))
+        return _EventStream(call, first)
+
+
+class _Call:
+    """One request for a completion, from its arrival to its end."""
+
+    def __init__(self, request: Request, backend: Backend, metrics: Metrics, deadline_s: float) -> None:
+        self._http, self._backend, self._metrics = request, backend, metrics
+        self._began = time.monotonic()
+        self._deadline = self._began + deadline_s
+        self._first_token_s: float | None = None
+        self._is_ended = False
+        self._events: Any = None
+        metrics.began()
+
+    @property
+    def id(self) -> str:
+        return str(self._http.scope["valley.id"])
+
+    async def begin(self, settings: ServeSettings, fetcher: Fetcher) -> list[Event]:
+        """Understands the request; returns the first events, the first text among them."""
+        async with asyncio.timeout(self._deadline - self._began):
+            body = await self._http.body()
+            parse = asyncio.to_thread(parse_request, body) if len(body) > _LARGE_BODY else _now(parse_request, body)
+            self.request = await parse
+            self.completion = Completion(self.id, self.request)
+            order = await _only_error(make_order(self.id, self.request, settings, fetcher))
+            del body
+            self._metrics.fetched(time.monotonic() - self._began)
+            self._events = self._backend.answer(order)
+            first: list[Event] = []
+            async for event in self._events:
+                first.append(event)
+                self._note(event)
+                if not isinstance(event, Start):
+                    return first
+            return first
+
+    async def complete(self) -> None:
+        """Waits for the end of the answer."""
+        async for event in self.rest():
+            self.completion.take(event)
+
+    async def rest(self) -> AsyncIterator[Event]:
+        """Yields what is left of the answer."""
+        async with asyncio.timeout(self._deadline - time.monotonic()):
+            async for event in self._events:
+                self._note(event)
+                yield event
+
+    def _note(self, event: Event) -> None:
+        now_s = time.monotonic() - self._began
+        match event:
+            case Start():
+                self._metrics.started(event)
+            case Piece():
+                if self._first_token_s is None:
+                    self._first_token_s = now_s
+                    self._metrics.first_token(now_s)
+            case Finish():
+                self._metrics.finished(event, self._first_token_s or now_s, now_s)
+
+    async def stop(self) -> None:
+        """Ends the work on it, if there is any left."""
+        if self._events is not None:
+            await self._events.aclose()
+
+    def failed(self, error: BaseException) -> Problem:
+        """Notes an error; returns what is told of it."""
+        problem = problem_of(error)
+        if problem.code == "internal_error":
+            logger.error("%s failed", self.id, exc_info=error)
+        self.end(problem.status)
+        return problem
+
+    def end(self, status: int, response: T | None = None) -> T:
+        """Notes the end, once; returns the response."""
+        if not self._is_ended:
+            self._is_ended = True
+            self._metrics.ended(status)
+            client = self._http.scope.get("valley.client") or "-"
+            logger.info("%s client=%s status=%d seconds=%.3f", self.id, client, status, time.monotonic() - self._began)
+        return response  # type: ignore[return-value]
+
+
+class _EventStream(Response):
+    """The rest of an answer as server-sent events; ends with the client or with the answer."""
+
+    def __init__(self, call: _Call, first: list[Event]) -> None:
+        self._call, self._first = call, first
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        writing = asyncio.create_task(self._write(send))
+        leaving = asyncio.create_task(_left(receive))
+        try:
+            await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writing, leaving):
+                task.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+            await self._call.stop()
+            self._call.end(CLIENT_LEFT)
+
+    async def _write(self, send: Send) -> None:
+        async def put(data: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        completion = self._call.completion
+        try:
+            for event in self._first:
+                for data in completion.events(event):
+                    await put(data)
+            async for event in self._call.rest():
+                for data in completion.events(event):
+                    await put(data)
+        except Exception as error:  # noqa: BLE001 - the rim: the client is told in the stream, without [DONE]
+            await put(error_event(self._call.failed(error)), more=False)
+            return
+        self._call.end(200)
+        await put(b"", more=False)
+
+
+async def _unless_left(request: Request, work: Awaitable[T]) -> T:
+    """Waits for something while the client does.
+
+    Raises:
+        _ClientLeftError: it left; the work was cancelled.
+    """
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_left(request.receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        task.cancel()  # nothing happens to one that is done
+        await asyncio.gather(task, leaving, return_exceptions=True)
+    if task.cancelled():
+        raise _ClientLeftError
+    return task.result()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _now(work: Callable[[bytes], T], body: bytes) -> T:
+    return work(body)
+
+
+async def _only_error(work: Awaitable[T]) -> T:
+    """Raises the first error of a group by itself."""
+    try:
+        return await work
+    except ExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _error_response(problem: Problem) -> Response:
+    return JSONResponse(problem.body(), problem.status, problem_headers(problem))
+
+
+async def _tell_error(_: Request, error: Exception) -> Response:
+    return _error_response(problem_of(error))
+
+
+async def _tell_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    names = {404: "not_found", 405: "method_not_allowed"}
+    said = {404: "there is no such page", 405: "this method is not known here"}.get(error.status_code, "refused")
+    problem = Problem(error.status_code, "invalid_request_error", names.get(error.status_code, "refused"), said)
+    return JSONResponse(problem.body(), error.status_code, dict(error.headers or {}))

@@ -1,0 +1,182 @@
+"""What stands before the API: who may come in, how much they may bring, and what every answer says to browsers."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from valley.errors import OverloadError, RequestError
+from valley.serving.keys import Keys
+from valley.serving.problems import Problem, problem_of
+from valley.serving.settings import RequestLimits
+
+OPEN_PATHS = ("/health",)
+"""What nobody needs a key for."""
+_LOCAL = ("localhost", "127.0.0.1", "[::1]")
+_RETRY_AFTER_S = 2.0
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+        "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class Guard:
+    """Lets requests through that are allowed, whole, and not too large.
+
+    Bodies are read here, within `limits`, so that nobody behind it waits for a client. What comes from a page of
+    another site is refused, as is a host name that is not this server's: a page may make its own name lead here.
+
+    Args:
+        app: what is guarded.
+        limits: what a request may cost.
+        keys: of those who may come in; None: everybody.
+        hosts: names of this server; empty: with keys any, else this machine's own.
+    """
+
+    def __init__(self, app: ASGIApp, limits: RequestLimits, keys: Keys | None, hosts: tuple[str, ...]) -> None:
+        self._app, self._limits, self._keys = app, limits, keys
+        self._hosts = {host.lower() for host in hosts or (() if keys else _LOCAL)}
+        self._in_hand = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one connection."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._handle(scope, receive, self._patient(send))
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        scope["valley.id"] = uuid.uuid4().hex
+        try:
+            scope["valley.client"] = self._check(scope, headers)
+            if scope["method"] != "POST":
+                await self._app(scope, receive, send)
+                return
+            self._check_post(headers)
+        except RequestError as error:
+            await refuse(send, problem_of(error))
+            return
+        if self._in_hand >= self._limits.max_requests:
+            await refuse(send, problem_of(OverloadError("", _RETRY_AFTER_S)))
+            return
+        self._in_hand += 1
+        try:
+            try:
+                body = await self._read(receive)
+            except RequestError as error:
+                await refuse(send, problem_of(error))
+                return
+            if body is not None:
+                await self._app(scope, _replayed(body, receive), send)
+        finally:
+            self._in_hand -= 1
+
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> str:
+        """Returns the name of the client's key, empty where none is needed."""
+        if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
+            raise RequestError("", "this server is not known by that name", code="unknown_host")
+        if self._keys is None or scope["path"] in OPEN_PATHS:
+            return ""
+        name = self._keys.name_of(headers.get("authorization", ""))
+        if name is None:
+            raise RequestError("", "an API key is needed: Authorization: Bearer …", code="invalid_api_key", status=401)
+        return name
+
+    def _check_post(self, headers: Mapping[str, str]) -> None:
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+            raise RequestError("", "requests from pages of other sites are refused", code="cross_site")
+        kind, _, parameters = headers.get("content-type", "").lower().partition(";")
+        if kind.strip() != "application/json" or parameters.strip() not in ("", "charset=utf-8"):
+            raise RequestError("", "expected Content-Type: application/json", code="unsupported_media_type", status=415)
+        if headers.get("content-encoding", "identity") != "identity":
+            raise RequestError("", "compressed bodies are not read", code="unsupported_media_type", status=415)
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 18 or int(length) > self._limits.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestError:
+        most = self._limits.max_body_bytes
+        return RequestError("", f"the body has more than {most} bytes", code="request_too_large", status=413)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Returns the body; None where the client left."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._limits.max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise RequestError("", "the body did not come in time", code="request_timeout", status=408) from None
+
+    def _patient(self, send: Send) -> Send:
+        """Adds what every answer says to browsers, and gives up on clients that do not read."""
+
+        async def patient(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name for name, _ in message.get("headers", ())}
+                more = [
+                    (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in given
+                ]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            async with asyncio.timeout(self._limits.write_timeout_s):
+                await send(message)
+
+        return patient
+
+
+async def refuse(send: Send, problem: Problem) -> None:
+    """Sends an error as a whole answer."""
+    import json
+
+    body = json.dumps(problem.body()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def problem_headers(problem: Problem) -> dict[str, str]:
+    """Returns the headers that belong to an error."""
+    headers = {}
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
+    if problem.status == 401:
+        headers["www-authenticate"] = 'Bearer, Basic realm="valley", charset="UTF-8"'
+    if problem.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return headers
+
+
+def _host_name(host: str) -> str:
+    """The name without the port."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower()
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed

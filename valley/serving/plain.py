@@ -1,0 +1,55 @@
+"""The server in one plain process: API, decoders' parent, tower and engine; without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import uvicorn
+
+from valley.media import sandbox
+from valley.serving.api import create_app
+from valley.serving.service import Service
+from valley.serving.settings import ServeSettings
+from valley.serving.viewing import decode_here
+
+logger = logging.getLogger(__name__)
+
+_GRACE_S = 10
+
+
+def serve_plain(settings: ServeSettings) -> None:
+    """Serves until it is interrupted; answers that are being written are finished first.
+
+    Raises:
+        ValleyError: model or keys cannot be used.
+    """
+    service = Service(settings, decode_here)
+    try:
+        server = uvicorn.Server(server_config(settings, LocalBackend(service)))
+        server.run()
+    finally:
+        service.close()
+
+
+class LocalBackend:
+    """A service of this process, as the API speaks to it."""
+
+    def __init__(self, service: Service) -> None:
+        self.answer, self.state = service.answer, service.state
+
+    async def isolation(self) -> str:
+        """How decoders are kept off the network."""
+        return await asyncio.to_thread(sandbox.isolation)
+
+
+def server_config(settings: ServeSettings, backend: LocalBackend) -> uvicorn.Config:
+    """Returns how uvicorn serves the API."""
+    return uvicorn.Config(
+        create_app(backend, settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.limits.deadline_s) + _GRACE_S,
+    )

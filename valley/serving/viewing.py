@@ -1,0 +1,226 @@
+"""From the bytes of a medium to its visual tokens; those of media that were seen before are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from valley.media.decode import sample_clip
+from valley.media.limits import Limits
+from valley.media.sampling import Sampling
+from valley.model.modeling import ValleyForConditionalGeneration
+from valley.model.video_processing import Framing
+from valley.serving.sources import Source
+
+_THUMBNAIL_PX = 112
+
+
+@dataclass(frozen=True)
+class Look:
+    """What to decode, and how.
+
+    Attributes:
+        source: the bytes.
+        sampling: which frames; of a frame list, how many.
+        framing: the tower's size.
+        limits: what it may cost.
+    """
+
+    source: Source
+    sampling: Sampling
+    framing: Framing
+    limits: Limits
+
+    @property
+    def key(self) -> str:
+        """The same for the same frames only."""
+        return f"{self.source.digest} {self.sampling.model_dump_json()}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames that the tower is to see.
+
+    Attributes:
+        pixels: RGB squares.
+        times_s: when each was on screen; of a frame list, their numbers over its frames a second.
+        thumbnails: the frames as small JPEG files.
+    """
+
+    pixels: UInt8[np.ndarray, "T S S 3"]
+    times_s: tuple[float, ...]
+    thumbnails: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """A medium as the language model sees it.
+
+    Attributes:
+        tokens: visual tokens of its patches and frames.
+        keys: a number for each of them, never that of other content; see `Prompt.keys`.
+        times_s: of its frames.
+        thumbnails: likewise.
+        decode_s: seconds that decoding took; 0 where it was kept.
+        encode_s: seconds of the tower, likewise.
+        is_kept: it had been seen before.
+    """
+
+    tokens: Float[Tensor, "V H"]
+    keys: Int64[np.ndarray, " V"]
+    times_s: tuple[float, ...]
+    thumbnails: tuple[bytes, ...]
+    decode_s: float
+    encode_s: float
+    is_kept: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return int(self.tokens.nbytes + self.keys.nbytes + sum(map(len, self.thumbnails)))
+
+
+Decode = Callable[[Look], Awaitable[Clip]]
+"""Decodes in some other process: `decode_here`, or a deployment of decoders."""
+
+
+def decode(look: Look) -> Clip:
+    """Returns the frames of a medium, decoded in a child process that may be killed.
+
+    Raises:
+        MediaError: it cannot be used; which error it is says why.
+    """
+    if isinstance(look.source.data, bytes):
+        frames = sample_clip(look.source.data, look.sampling, limits=look.limits, **look.framing)
+        pixels, times_s = frames.pixels, frames.times_s
+    else:
+        chosen = _chosen(len(look.source.data), look.sampling)
+        pictures = [
+            sample_clip(look.source.data[number], look.sampling, limits=look.limits, **look.framing).pixels
+            for number in chosen
+        ]
+        pixels, times_s = np.concatenate(pictures), tuple(number / look.sampling.fps for number in chosen)
+    return Clip(pixels, times_s, tuple(_thumbnail(picture) for picture in pixels))
+
+
+async def decode_here(look: Look) -> Clip:
+    """Decodes on a thread of this process, which waits for a child process."""
+    return await asyncio.to_thread(decode, look)
+
+
+class Viewer:
+    """Looks at media with a model's tower, temporal module and projector.
+
+    The visual tokens are kept by content and sampling. Several requests for the same medium wait for one look at it.
+
+    Args:
+        model: whose they are; the tower runs on a thread of its own, one medium at a time.
+        decode: how media become frames.
+        max_bytes: memory for what was seen; 0: nothing is kept.
+    """
+
+    def __init__(self, model: ValleyForConditionalGeneration, decode: Decode, max_bytes: int) -> None:
+        self._model, self._decode, self._max_bytes = model, decode, max_bytes
+        self._kept: OrderedDict[str, View] = OrderedDict()
+        self._coming: dict[str, asyncio.Task[View]] = {}
+        self._waiting: dict[str, int] = {}
+        self._tower = ThreadPoolExecutor(1, thread_name_prefix="tower")
+        self.num_bytes = 0
+
+    async def view(self, look: Look) -> View:
+        """Returns the visual tokens of a medium.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+        key = look.key
+        if view := self._kept.get(key):
+            self._kept.move_to_end(key)
+            return replace(view, decode_s=0.0, encode_s=0.0, is_kept=True)
+        task = self._coming.get(key)
+        if task is None:
+            task = self._coming[key] = asyncio.create_task(self._look(key, look))
+        self._waiting[key] = self._waiting.get(key, 0) + 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
+                task.cancel()  # nobody wants it any more, or it is done
+
+    def close(self) -> None:
+        """Forgets everything and ends the thread."""
+        self._kept.clear()
+        self.num_bytes = 0
+        self._tower.shutdown(cancel_futures=True)
+
+    async def _look(self, key: str, look: Look) -> View:
+        try:
+            began = time.monotonic()
+            clip = await self._decode(look)
+            decoded = time.monotonic()
+            tokens = await asyncio.get_running_loop().run_in_executor(self._tower, self._encode, clip.pixels)
+            view = View(
+                tokens,
+                _keys(key, len(tokens)),
+                clip.times_s,
+                clip.thumbnails,
+                decode_s=decoded - began,
+                encode_s=time.monotonic() - decoded,
+            )
+            self._keep(key, view)
+            return view
+        finally:
+            self._coming.pop(key, None)
+
+    @torch.inference_mode()
+    def _encode(self, pixels: UInt8[np.ndarray, "T S S 3"]) -> Float[Tensor, "V H"]:
+        device = self._model.device
+        return self._model.visual_features(
+            torch.from_numpy(np.ascontiguousarray(pixels)).to(device), torch.tensor([len(pixels)], device=device)
+        )
+
+    def _keep(self, key: str, view: View) -> None:
+        if view.num_bytes > self._max_bytes:
+            return
+        self._kept[key] = view
+        self.num_bytes += view.num_bytes
+        while self.num_bytes > self._max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
+
+
+def _keys(name: str, count: int) -> Int64[np.ndarray, " V"]:
+    """Negative numbers that stand for the positions of one medium, and of no other."""
+    import hashlib
+
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return -1 - (start + np.arange(count, dtype=np.int64))
+
+
+def _chosen(count: int, sampling: Sampling) -> list[int]:
+    """Which frames of a list are looked at: all of them, thinned evenly to as many as wanted."""
+    most = sampling.max_frames if sampling.mode == "fps" else sampling.num_frames
+    if count <= most:
+        return list(range(count))
+    return [int(number) for number in np.linspace(0, count - 1, most).round()]
+
+
+def _thumbnail(picture: UInt8[np.ndarray, "S S 3"]) -> bytes:
+    small = Image.fromarray(picture)
+    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=75)
+    return file.getvalue()
