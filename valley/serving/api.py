@@ -137,7 +137,7 @@ class _Api:
         try:
             first = await _unless_left(request, call.begin(self._settings, self.fetcher))
             if not call.request.stream:
-                await _unless_left(request, call.complete())
+                await _unless_left(request, call.complete(first))
                 return call.end(200, JSONResponse(call.completion.whole()))
         except _ClientLeftError:
             await call.stop()
@@ -183,8 +183,10 @@ class _Call:
                     return first
             return first
 
-    async def complete(self) -> None:
+    async def complete(self, first: list[Event]) -> None:
         """Waits for the end of the answer."""
+        for event in first:
+            self.completion.take(event)
         async for event in self.rest():
             self.completion.take(event)
 

@@ -200,7 +200,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _explained(error: ValidationError) -> RequestError:
     """The first thing that is wrong, without what the client sent: that may be megabytes."""
-    detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    detail = max(details, key=lambda detail: len(detail["loc"]))  # of a union, the member that came furthest
     path = ""
     for place in detail["loc"]:
         if isinstance(place, int):
