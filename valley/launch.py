@@ -6,6 +6,7 @@ from valley.command import parse_command, run_command
 from valley.comparison.settings import CompareSettings
 from valley.evaluation.questions import read_questions
 from valley.evaluation.settings import EvaluationSettings
+from valley.serving.settings import ServeSettings
 from valley.training.encoding import EncodeSettings, encode_plain, plan_encoding
 from valley.training.settings import RunSettings
 from valley.training.two_stages import TwoStages, run_two_stages
@@ -93,6 +94,26 @@ def launch_comparison(description: str) -> int:
             from valley.distributed.compare import compare_on_ray
 
             _say(compare_on_ray(command.settings))
+
+    return run_command(job)
+
+
+def launch_serving(description: str) -> int:
+    """Serves the model that the command line names until it is interrupted; see `launch_stage`."""
+
+    def job() -> None:
+        command = parse_command(ServeSettings, description)
+        settings = command.settings
+        if command.dry_run:
+            _say(settings.describe())
+        elif settings.plain:
+            from valley.serving.plain import serve_plain
+
+            serve_plain(settings)
+        else:
+            from valley.distributed.serve import serve_on_ray
+
+            serve_on_ray(settings)
 
     return run_command(job)
 

@@ -48,7 +48,7 @@ def serving(*overrides: str, assistant: Assistant | None = None) -> Iterator[str
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join()
         service.close()
 

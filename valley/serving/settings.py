@@ -93,6 +93,23 @@ class ServeSettings(Settings):
     plain: bool = False
     """Serve from this one process, without Ray."""
 
+    def describe(self) -> str:
+        """Returns what would be served, and where, in a few lines."""
+        engine, wanted = self.engine, self.ray
+        where = (
+            "one plain process"
+            if self.plain
+            else (
+                f"Ray: {wanted.replicas}-{wanted.max_replicas or wanted.replicas} of the model, "
+                f"{wanted.decoders}-{wanted.max_decoders or wanted.decoders} decoders, {wanted.ingresses} for HTTP"
+            )
+        )
+        return (
+            f"{self.model} as {self.name} on http://{self.host}:{self.port}, {'' if self.keys else 'no '}keys\n"
+            f"{engine.slots} answers at once of {engine.max_tokens} tokens with their prompts; "
+            f"{engine.max_waiting} may wait\n{where}"
+        )
+
     @model_validator(mode="after")
     def _needs_keys(self) -> Self:
         if not self.model:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -205,7 +206,7 @@ class BatchingEngine:
     # The thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self._settings.threads or torch.get_num_threads())
+        torch.set_num_threads(self._settings.threads or os.cpu_count() or 1)
         try:
             with torch.inference_mode():
                 while self._await_work():
