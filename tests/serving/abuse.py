@@ -9,10 +9,12 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
+from valley.errors import MediaError
 from valley.media.fetch import Fetcher, FetchSettings
 
 PUBLIC = "93.184.215.14"
 HOST = "media.example"
+SECRET = "X-Amz-Signature=s3cr3t"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -93,9 +95,13 @@ async def serving(
     """A server on the loopback that hands each connection to `handler`; its port."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            await handler(reader, writer)
-        writer.close()
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await handler(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
 
     tasks: set[asyncio.Task[None]] = set()
 
@@ -149,3 +155,47 @@ def local_settings(port: int, **changes: object) -> FetchSettings:
 def local_fetcher(port: int, names: Names | None = None, **changes: object) -> Fetcher:
     """A fetcher for which `media.example` is this machine."""
     return Fetcher(local_settings(port, **changes), names or Names({HOST: [["127.0.0.1"]]}))
+
+
+class Host:
+    """Answers one request after the other from a list, the last for ever, and remembers the requests."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers, self.requests = list(answers), []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])
+        await writer.drain()
+
+
+def fetch(fetcher: Fetcher, url: str) -> bytes:
+    async def run() -> bytes:
+        try:
+            return await fetcher.fetch(url, "video_url")
+        finally:
+            await fetcher.close()
+
+    return asyncio.run(run())
+
+
+def fetched_from(handler, path: str = "/clip.mp4", *, scheme: str = "http", **changes: object) -> bytes:
+    """What the fetcher makes of a host on this machine that behaves like `handler`."""
+
+    async def run() -> bytes:
+        async with serving(handler) as port:
+            fetcher = local_fetcher(port, **changes)
+            try:
+                return await fetcher.fetch(f"{scheme}://{HOST}:{port}{path}", "video_url")
+            finally:
+                await fetcher.close()
+
+    return asyncio.run(run())
+
+
+def assert_tells_nothing(error: BaseException) -> None:
+    """Nothing of the URL, of addresses and of other people's exceptions is in an error."""
+    assert isinstance(error, MediaError)
+    assert error.path == "video_url"
+    for text in ("s3cr3t", "example", "://", "127.", "169.254", "93.184", "Errno", "aiohttp", "object at", "/clip"):
+        assert text not in str(error)

@@ -1,8 +1,17 @@
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from abuse import Canary, canary
 from serving_makers import serving, write_clip
+
+
+@pytest.fixture
+def bird() -> Iterator[Canary]:
+    with canary() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

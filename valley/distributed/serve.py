@@ -2,30 +2,31 @@
 
     client -> Ray's proxy -> Ingress (HTTP, fetching) -> Model (tower, engine; a GPU each) -> Decoder (CPUs)
 
-Tower and language model share a replica: visual tokens stay on the device, nothing is gained by sending them. Orders and
+Tower and language model share a replica, for visual tokens are best left on the device they were made on. Orders and
 answers are the plain dataclasses of `valley.serving.service`; nothing in there knows of Ray.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import ray
 import yaml
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from valley.config import assign, read_config, validate
 from valley.distributed.cluster import connect
-from valley.errors import EngineError, OverloadError, SettingsError
+from valley.errors import EngineError, OverloadError, SettingsError, ValleyError
 from valley.media import sandbox
 from valley.serving.api import create_app
 from valley.serving.engine.interface import EngineState
@@ -47,9 +48,12 @@ _RETRY_AFTER_S = 2.0
 class Decoder:
     """Decodes media of strangers, each in a child process without network that may be killed."""
 
-    async def decode(self, look: Look) -> Clip:
-        """Returns the frames of a medium."""
-        return await decode_here(look)
+    async def decode(self, look: Look) -> Clip | ValleyError:
+        """Returns the frames of a medium, or why there are none: raised, Ray would log it as a failure."""
+        try:
+            return await decode_here(look)
+        except ValleyError as error:
+            return error
 
     async def isolation(self) -> str:
         """Returns how the child processes are kept off the network."""
@@ -68,10 +72,13 @@ class Model:
         self._decoder = decoder
         self._service = Service(ServeSettings.model_validate_json(settings), self._decode)
 
-    async def answer(self, order: Order) -> AsyncIterator[Event]:
-        """Answers a request."""
-        async for event in self._service.answer(order):
-            yield event
+    async def answer(self, order: Order) -> AsyncIterator[Event | ValleyError]:
+        """Answers a request; what is wrong with it is the last event."""
+        try:
+            async for event in self._service.answer(order):
+                yield event
+        except ValleyError as error:
+            yield error
 
     async def state(self) -> EngineState:
         """Returns what the engine does now."""
@@ -92,9 +99,11 @@ class Model:
             self._service.close()
 
     async def _decode(self, look: Look) -> Clip:
-        with _our_errors():
-            clip: Clip = await self._decoder.decode.remote(look)
-            return clip
+        with _gone_is_an_error():
+            clip: Clip | ValleyError = await self._decoder.decode.remote(look)
+        if isinstance(clip, ValleyError):
+            raise clip
+        return clip
 
 
 class Ingress:
@@ -122,13 +131,15 @@ class RayBackend:
 
     async def answer(self, order: Order) -> AsyncIterator[Event]:
         """Answers a request; leaving the iterator cancels it in the replica."""
-        with _our_errors():
-            answer = self._stream.answer.remote(order)
-            try:
+        answer = self._stream.answer.remote(order)
+        try:
+            with _gone_is_an_error():
                 async for event in answer:
+                    if isinstance(event, ValleyError):
+                        raise event
                     yield event
-            finally:
-                answer.cancel()  # nothing happens to one that is complete
+        finally:
+            answer.cancel()  # nothing happens to one that is complete
 
     async def state(self) -> EngineState:
         """Returns what one of the replicas does now."""
@@ -141,20 +152,15 @@ class RayBackend:
         return isolation
 
 
-class _our_errors:  # noqa: N801 - a context manager
-    """Raises the error that was raised in another process by itself, and Ray's own as ours."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        match error:
-            case RayTaskError(cause=Exception() as cause):
-                raise cause from None
-            case BackPressureError():
-                raise OverloadError("every replica is busy", _RETRY_AFTER_S) from None
-            case RayActorError() | DeploymentUnavailableError():
-                raise EngineError("the replica is gone") from None
+@contextlib.contextmanager
+def _gone_is_an_error() -> Iterator[None]:
+    """Raises what Ray says of replicas that are busy or gone as ours."""
+    try:
+        yield
+    except BackPressureError:
+        raise OverloadError("every replica is busy", _RETRY_AFTER_S) from None
+    except (RayActorError, DeploymentUnavailableError):
+        raise EngineError("the replica is gone") from None
 
 
 def app(arguments: Mapping[str, Any]) -> serve.Application:

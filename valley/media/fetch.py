@@ -263,7 +263,7 @@ class Fetcher:
     async def _checked_addresses(self, target: Target) -> list[Address]:
         """The addresses of a host, all of which may be connected to."""
         try:
-            texts = [target.host] if target.address else await self._resolver.resolve(target.host)
+            texts = [target.host] if target.address is not None else await self._resolver.resolve(target.host)
             addresses = [parse_address(text) for text in texts]
         except (OSError, ValueError):
             addresses = []

@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -39,8 +38,8 @@ def make_key(file: Path, name: str) -> str:
     key = _PREFIX + secrets.token_urlsafe(32)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        yaml.safe_dump({**hashes, name: _hash(key)}, out)
+    part.touch(mode=0o600)
+    part.write_text(yaml.safe_dump({**hashes, name: _hash(key)}))
     part.replace(file)
     return key
 

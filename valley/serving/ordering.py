@@ -80,8 +80,9 @@ def _parts(message: ChatMessage) -> list[Any]:
 
 
 async def _read(part: ImagePart | VideoPart, label: str, settings: ServeSettings, fetcher: Fetcher) -> Medium:
-    kind = "image" if isinstance(part, ImagePart) else "video"
-    return Medium(await read_source(part.url, kind, settings.media, fetcher, label), label)  # type: ignore[arg-type]
+    is_image = isinstance(part, ImagePart)
+    source = await read_source(part.url, "image" if is_image else "video", settings.media, fetcher, label)
+    return Medium(source, label, is_image)
 
 
 def _message(message: ChatMessage) -> Message:

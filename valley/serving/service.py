@@ -30,10 +30,12 @@ class Medium:
     Attributes:
         source: its bytes.
         label: its place in the request.
+        is_image: it stands there as an image.
     """
 
     source: Source
     label: str
+    is_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,9 +170,8 @@ class Service:
         self._viewer.close()
 
     async def _view(self, medium: Medium, order: Order) -> View:
-        look = Look(
-            medium.source, self._sampling(order), self._assistant.processor.framing, self._settings.media.limits
-        )
+        framing, limits = self._assistant.processor.framing, self._settings.media.limits
+        look = Look(medium.source, self._sampling(order), framing, limits, medium.is_image)
         try:
             return await self._viewer.view(look)
         except MediaError as error:

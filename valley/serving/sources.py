@@ -37,6 +37,7 @@ from valley.media.limits import Limits
 
 Kind = Literal["image", "video"]
 
+_SCHEME_CHARACTERS = 8
 _DATA_HEAD = re.compile(r"data:([a-z]+/[A-Za-z0-9.+-]+)((?:;[A-Za-z0-9-]+=[A-Za-z0-9._+-]*)*);base64,")
 _DATA_HEAD_CHARACTERS = 256
 _FRAME_LIST = "video/jpeg"
@@ -115,7 +116,7 @@ async def read_source(url: str, kind: Kind, settings: SourceSettings, fetcher: F
         UnreachableMediaError, FetchTimeoutError, FetchBusyError: see `Fetcher.fetch`.
         StorageError: the disk failed.
     """
-    scheme = url.partition(":")[0].lower()
+    scheme = url[:_SCHEME_CHARACTERS].partition(":")[0].lower()  # and no copy of all the rest
     if scheme in ("http", "https"):
         data: bytes | tuple[bytes, ...] = await fetcher.fetch(url, label)
     elif scheme == "data":
@@ -204,7 +205,7 @@ def _base64(text: str, label: str) -> bytes:
     if not text:
         raise RefusedMediaError(label, "a data: URL without data")
     try:
-        if len(text) % 4:
+        if len(text) % 4 or text.endswith("==="):
             raise ValueError("too much padding, which strict_mode lets pass, or too little")
         return binascii.a2b_base64(text, strict_mode=True)
     except ValueError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from PIL import Image
 from torch import Tensor
 
-from valley.media.decode import sample_clip
+from valley.media.decode import read_frames, sample_clip
 from valley.media.limits import Limits
 from valley.media.sampling import Sampling
+from valley.media.thumbnail import thumbnail
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.video_processing import Framing
 from valley.serving.sources import Source
@@ -35,12 +35,14 @@ class Look:
         sampling: which frames; of a frame list, how many.
         framing: the tower's size.
         limits: what it may cost.
+        is_image: of what moves, the first frame alone.
     """
 
     source: Source
     sampling: Sampling
     framing: Framing
     limits: Limits
+    is_image: bool = False
 
     @property
     def key(self) -> str:
@@ -101,7 +103,10 @@ def decode(look: Look) -> Clip:
     Raises:
         MediaError: it cannot be used; which error it is says why.
     """
-    if isinstance(look.source.data, bytes):
+    if look.is_image and isinstance(look.source.data, bytes):
+        frames = read_frames(look.source.data, [0.0], limits=look.limits, **look.framing)
+        pixels, times_s = frames.pixels, frames.times_s
+    elif isinstance(look.source.data, bytes):
         frames = sample_clip(look.source.data, look.sampling, limits=look.limits, **look.framing)
         pixels, times_s = frames.pixels, frames.times_s
     else:
@@ -111,7 +116,7 @@ def decode(look: Look) -> Clip:
             for number in chosen
         ]
         pixels, times_s = np.concatenate(pictures), tuple(number / look.sampling.fps for number in chosen)
-    return Clip(pixels, times_s, tuple(_thumbnail(picture) for picture in pixels))
+    return Clip(pixels, times_s, tuple(thumbnail(picture, _THUMBNAIL_PX) for picture in pixels))
 
 
 async def decode_here(look: Look) -> Clip:
@@ -204,8 +209,6 @@ class Viewer:
 
 def _keys(name: str, count: int) -> Int64[np.ndarray, " V"]:
     """Negative numbers that stand for the positions of one medium, and of no other."""
-    import hashlib
-
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     return -1 - (start + np.arange(count, dtype=np.int64))
 
@@ -216,11 +219,3 @@ def _chosen(count: int, sampling: Sampling) -> list[int]:
     if count <= most:
         return list(range(count))
     return [int(number) for number in np.linspace(0, count - 1, most).round()]
-
-
-def _thumbnail(picture: UInt8[np.ndarray, "S S 3"]) -> bytes:
-    small = Image.fromarray(picture)
-    small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=75)
-    return file.getvalue()
