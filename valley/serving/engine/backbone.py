@@ -29,6 +29,8 @@ def prepare_backbone(language_model: Any, slots: Slots) -> None:
     Raises:
         EngineError: the backbone takes its attention from somewhere else, or needs more than positions and embeddings.
     """
+    if language_model.config._attn_implementation == SLOTTED:  # it has served another engine
+        language_model.set_attn_implementation("eager")
     device, dtype = language_model.device, language_model.dtype
     tokens = torch.arange(_PROBE_TOKENS, device=device) % language_model.config.vocab_size
     embeds = language_model.get_input_embeddings()(tokens)
