@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this project against its peers, in one run, on this machine: `benchmark.py decode`, `train` and `features`.
+"""Measures this project against its peers, in one run, on this machine: `benchmark.py decode`, `train`, `features`, `serve`, `soak`.
 
 The result is printed; `--write` puts it into BENCHMARKS.md, with command, machine and date.
 """
@@ -32,10 +32,26 @@ def features(arguments: argparse.Namespace) -> str:
     return run_features_benchmark(arguments.output)
 
 
+def serve(arguments: argparse.Namespace) -> str:
+    """Serving: the engine against `generate`, by itself and under load over HTTP."""
+    from valley.performance.serve import run_serve_benchmark
+
+    return run_serve_benchmark(arguments.output)
+
+
+def soak(arguments: argparse.Namespace) -> str:
+    """Serving on Ray for long: mixed and hostile requests, a killed replica, a rolling update."""
+    from valley.performance.soak import run_soak
+
+    return run_soak(arguments.output)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[argparse.Namespace], str]]] = {
     "decode": ("Decoding", decode),
     "train": ("Training step", train),
     "features": ("Feature store", features),
+    "serve": ("Serving", serve),
+    "soak": ("Serving for long", soak),
 }
 
 

@@ -47,6 +47,7 @@ async def make_order(request_id: str, request: ChatRequest, settings: ServeSetti
             top_p=1.0 if request.top_p is None else request.top_p,
             seed=request.seed,
             stop=tuple(request.stop or ()),
+            min_tokens=request.min_tokens or 0,
         ),
         timeout_s=limits.deadline_s,
         fps=request.fps,

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import uvicorn
 
+from valley.assistant.loading import Assistant
 from valley.media import sandbox
 from valley.serving.api import create_app
+from valley.serving.engine.batching import batching_engine
+from valley.serving.engine.interface import Engine
+from valley.serving.engine.settings import EngineSettings
 from valley.serving.service import Service
 from valley.serving.settings import ServeSettings
 from valley.serving.viewing import decode_here
@@ -18,13 +23,19 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 10
 
 
-def serve_plain(settings: ServeSettings) -> None:
+def serve_plain(
+    settings: ServeSettings, new_engine: Callable[[Assistant, EngineSettings], Engine] = batching_engine
+) -> None:
     """Serves until it is interrupted; answers that are being written are finished first.
+
+    Args:
+        settings: what to serve.
+        new_engine: builds what writes the answers.
 
     Raises:
         ValleyError: model or keys cannot be used.
     """
-    service = Service(settings, decode_here)
+    service = Service(settings, decode_here, new_engine=new_engine)
     try:
         server = uvicorn.Server(server_config(settings, LocalBackend(service)))
         server.run()

@@ -141,6 +141,8 @@ class ChatRequest(_Model):
     seed: Annotated[int, Field(ge=-_SEED - 1, le=_SEED)] | None = None
     stop: Annotated[list[Stop], Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)] | None = None
     n: Literal[1] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    """The model may not end its answer before (beyond OpenAI's)."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames a second to look at (beyond OpenAI's); the server's limit holds."""
     num_frames: Annotated[int, Field(ge=1)] | None = None

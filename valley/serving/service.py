@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ from valley.assistant.loading import Assistant, load
 from valley.errors import MediaError, RequestError
 from valley.media.sampling import Sampling
 from valley.model.conversation import Message
-from valley.serving.engine.batching import BatchingEngine
+from valley.serving.engine.batching import batching_engine
 from valley.serving.engine.interface import Decoding, Engine, EngineState, Finish, Generation, Piece, Prompt
-from valley.serving.engine.packing import pack_linear_layers, serving_dtype
+from valley.serving.engine.packing import serving_dtype
+from valley.serving.engine.settings import EngineSettings
 from valley.serving.settings import ServeSettings
 from valley.serving.sources import Source
 from valley.serving.viewing import Decode, Look, View, Viewer
@@ -123,13 +124,20 @@ class Service:
         settings: what to serve.
         decode: how media become frames.
         assistant: a model that is loaded already; it is the service's from then on.
+        new_engine: builds what writes the answers.
 
     Raises:
         ModelError: the model cannot be loaded.
         EngineError: its backbone does not run in the engine.
     """
 
-    def __init__(self, settings: ServeSettings, decode: Decode, assistant: Assistant | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServeSettings,
+        decode: Decode,
+        assistant: Assistant | None = None,
+        new_engine: Callable[[Assistant, EngineSettings], Engine] = batching_engine,
+    ) -> None:
         self._settings = settings
         if assistant is None:
             assistant = load(settings.model)
@@ -137,10 +145,8 @@ class Service:
             for parameter in assistant.model.parameters():  # not the buffers: rotary frequencies stay exact
                 parameter.data = parameter.data.to(dtype)
         self._assistant = assistant
-        if settings.engine.pack_weights and assistant.model.device.type == "cpu":
-            pack_linear_layers(assistant.model.language_model)
-        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes)
-        self.engine: Engine = BatchingEngine(assistant.model, assistant.processor, settings.engine)
+        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes, settings.engine.num_threads)
+        self.engine = new_engine(assistant, settings.engine)
 
     async def answer(self, order: Order) -> AsyncIterator[Event]:
         """Answers a request; see `Backend.answer`."""
@@ -215,4 +221,4 @@ class Service:
                 f"the prompt has {prompt_tokens} tokens and the answer may take {wanted}: together more than {most}",
                 code="context_length_exceeded",
             )
-        return Decoding(wanted, decoding.temperature, decoding.top_p, decoding.seed, decoding.stop)
+        return replace(decoding, max_tokens=wanted)

@@ -133,14 +133,15 @@ class Viewer:
         model: whose they are; the tower runs on a thread of its own, one medium at a time.
         decode: how media become frames.
         max_bytes: memory for what was seen; 0: nothing is kept.
+        threads: CPU threads of the tower.
     """
 
-    def __init__(self, model: ValleyForConditionalGeneration, decode: Decode, max_bytes: int) -> None:
+    def __init__(self, model: ValleyForConditionalGeneration, decode: Decode, max_bytes: int, threads: int) -> None:
         self._model, self._decode, self._max_bytes = model, decode, max_bytes
         self._kept: OrderedDict[str, View] = OrderedDict()
         self._coming: dict[str, asyncio.Task[View]] = {}
         self._waiting: dict[str, int] = {}
-        self._tower = ThreadPoolExecutor(1, thread_name_prefix="tower")
+        self._tower = ThreadPoolExecutor(1, "tower", torch.set_num_threads, (threads,))
         self.num_bytes = 0
 
     async def view(self, look: Look) -> View:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from valley.assistant.loading import Assistant
 from valley.assistant.writing import Writer
 from valley.errors import DeadlineError, EngineError, GenerationError, OverloadError
 from valley.model.modeling import ValleyForConditionalGeneration
@@ -30,6 +30,7 @@ from valley.model.processing import ValleyProcessor
 from valley.serving.engine.backbone import prepare_backbone
 from valley.serving.engine.drawing import draw, new_generator
 from valley.serving.engine.interface import EngineState, Finish, FinishReason, Generation, Piece
+from valley.serving.engine.packing import pack_linear_layers
 from valley.serving.engine.prefix import PrefixCache
 from valley.serving.engine.settings import EngineSettings
 from valley.serving.engine.slots import Chunk, Slots, Step
@@ -100,7 +101,7 @@ class BatchingEngine:
         self._settings = settings
         self._device = model.device
         self._suppressed = torch.tensor(model.config.added_token_ids, device=self._device)
-        self._ends = frozenset(processor.stop_token_ids)
+        self._ends = processor.stop_token_ids
         context = getattr(model.config.text_config, "max_position_embeddings", None) or settings.max_tokens
         self._max_tokens = min(settings.max_tokens, context)
         self._embed = model.get_input_embeddings()
@@ -174,6 +175,10 @@ class BatchingEngine:
                 prefix_bytes=self._prefixes.num_bytes,
             )
 
+    def forget_prefixes(self) -> None:
+        """Forgets the prompts before; while nothing is being written."""
+        self._prefixes.clear()
+
     def close(self) -> None:
         """Ends every generation and the thread."""
         with self._changed:
@@ -206,7 +211,7 @@ class BatchingEngine:
     # The thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self._settings.threads or os.cpu_count() or 1)
+        torch.set_num_threads(self._settings.num_threads)
         try:
             with torch.inference_mode():
                 while self._await_work():
@@ -327,6 +332,9 @@ class BatchingEngine:
     def _write(self, answers: Sequence[_Answer], logits: Float[Tensor, "B V"]) -> None:
         """Chooses the next token of each answer, and ends those that are complete."""
         logits[:, self._suppressed] = float("-inf")
+        for row, answer in enumerate(answers):
+            if len(answer.tokens) < answer.generation.decoding.min_tokens:
+                logits[row, self._ends] = float("-inf")
         tokens, usable = draw(
             logits, [answer.generation.decoding for answer in answers], [answer.random for answer in answers]
         )
@@ -399,19 +407,8 @@ class BatchingEngine:
         self._prefixes.clear()
 
 
-def events_of(engine: BatchingEngine, generation: Generation) -> Iterator[Piece | Finish]:
-    """Yields the events of one answer where there is no event loop: benchmarks and a first try in a terminal."""
-    import queue
-
-    events: queue.SimpleQueue[Piece | Finish | Exception] = queue.SimpleQueue()
-    engine._submit(generation, events.put)
-    try:
-        while True:
-            event = events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if isinstance(event, Finish):
-                return
-    finally:
-        engine.abort(generation.id)
+def batching_engine(assistant: Assistant, settings: EngineSettings) -> BatchingEngine:
+    """Returns an engine for a model that is the engine's from then on: packed, on a CPU, and with other attention."""
+    if settings.pack_weights:
+        pack_linear_layers(assistant.model.language_model)
+    return BatchingEngine(assistant.model, assistant.processor, settings)

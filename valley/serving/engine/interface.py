@@ -23,6 +23,7 @@ class Decoding:
         top_p: the draw is among the likeliest tokens that together have this probability.
         seed: of the draw; None: another one each time.
         stop: texts that end the answer; they are not part of it.
+        min_tokens: the model may not end the answer before; stop texts may.
     """
 
     max_tokens: int
@@ -30,6 +31,7 @@ class Decoding:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -32,3 +33,8 @@ class EngineSettings(Settings):
     """An engine that has work and made no step for so long counts as dead."""
     pack_weights: bool = True
     """On a CPU, lay the weights of linear layers out for small batches."""
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of one pass; Ray and others set the default of a process to one."""
+        return self.threads or os.cpu_count() or 1
