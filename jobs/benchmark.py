@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures this project against its peers, in one run, on this machine: `benchmark.py decode`, `train`, `features`, `serve`, `soak`.
+"""Measures this project against its peers, in one run, on this machine: decode, train, features, serve, soak.
 
 The result is printed; `--write` puts it into BENCHMARKS.md, with command, machine and date.
 """

@@ -188,7 +188,7 @@ async def _times(engine: Engine, prompts: Sequence[Prompt]) -> list[list[float]]
 
 
 def measure_load(name: str, model: Path, clips: Sequence[str]) -> dict[str, Any]:
-    """What clients see of a server with one of `ENGINES`: new videos, the same ones again, and arrivals that do not wait."""
+    """What clients see of a server with one of `ENGINES`: new videos, known ones, and arrivals that do not wait."""
     with _server(name, model) as (url, _):
         closed_new, seconds_new = _timed(closed_loop(url, _asks(clips, "new"), CLIENTS))
         closed_again, seconds_again = _timed(closed_loop(url, _asks(clips, "again"), CLIENTS))
@@ -208,9 +208,9 @@ def measure_load(name: str, model: Path, clips: Sequence[str]) -> dict[str, Any]
 def measure_crowd(model: Path, clips: Sequence[str]) -> dict[str, Any]:
     """Many requests at once, and the memory afterwards, against what it was after a first crowd."""
     with _server("valley", model) as (url, process):
-        asyncio.run(closed_loop(url, _asks(clips * 9, "crowd")[:CROWD], CROWD))
+        asyncio.run(closed_loop(url, _asks([*clips] * 9, "crowd")[:CROWD], CROWD))
         before = process.memory_info().rss
-        outcomes = asyncio.run(closed_loop(url, _asks(clips * 9, "crowd")[:CROWD], CROWD))
+        outcomes = asyncio.run(closed_loop(url, _asks([*clips] * 9, "crowd")[:CROWD], CROWD))
         time.sleep(_MOMENT_S)
         after = process.memory_info().rss
     return {"statuses": statuses(outcomes), "rss_before": before, "rss_after": after}
@@ -314,13 +314,13 @@ def _report(engines: dict[str, Any], load_figures: dict[str, Any], crowd: dict[s
     new, again = first["valley"]
     return "\n\n".join(
         [
-            f"{versions('torch', 'transformers', 'ray', 'fastapi')}. SmolLM2-135M behind a random ViT-B-32; weights saved "
-            f"in bf16, greedy. `auto` serves in {engines['dtype']} on this processor.",
+            f"{versions('torch', 'transformers', 'ray', 'fastapi')}. SmolLM2-135M behind a random ViT-B-32; weights "
+            f"saved in bf16, greedy. `auto` serves in {engines['dtype']} on this processor.",
             f"**Engines by themselves.** Tokens a second, {CLIPS} prompts of {CONTEXT} tokens, {TOKENS} new ones each; "
             f"median of {REPEATS} runs. The decode phase is what comes after the first token.",
             table(["engine", "decode phase", "end to end"], rows),
             f"**Behind HTTP.** {LOAD_REQUESTS} requests of {LOAD_TOKENS} tokens about as many clips; {CLIENTS} clients "
-            "each with the next request when it has its answer (closed), or arrivals at 0.8 of the rate that the engine "
+            "each with the next request when it has its answer (closed), or arrivals at 0.8 of the rate that it "
             "had with known videos (open). p50 / p95 / p99. Peers tell an answer when it is complete.",
             table(
                 ["engine, load", "first token s", "a token ms", "end to end s", "requests/s", "tokens/s", "errors"],
@@ -328,8 +328,8 @@ def _report(engines: dict[str, Any], load_figures: dict[str, Any], crowd: dict[s
             ),
             f"**A video that was seen before**, one client: first token after {again * 1e3:.0f} ms, of a new one after "
             f"{new * 1e3:.0f} ms: {new / again:.1f} times as soon.",
-            f"**{CROWD} requests at once**: {crowd['statuses']}; memory of the server {crowd['rss_before'] / 2**20:.0f} MiB "
-            f"before (after a first such crowd), {crowd['rss_after'] / 2**20:.0f} MiB afterwards.",
+            f"**{CROWD} requests at once**: {crowd['statuses']}; memory of the server "
+            f"{crowd['rss_before'] / 2**20:.0f} MiB before (after a first such crowd), {crowd['rss_after'] / 2**20:.0f} MiB afterwards.",
         ]
     )
 
