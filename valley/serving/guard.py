@@ -160,7 +160,8 @@ def problem_headers(problem: Problem) -> dict[str, str]:
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
     if problem.status == 401:
-        headers["www-authenticate"] = 'Bearer, Basic realm="valley", charset="UTF-8"'
+        # Bearer is not named beside it: Chromium understands no second challenge, and would not ask people for a key.
+        headers["www-authenticate"] = 'Basic realm="valley", charset="UTF-8"'
     if problem.status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not read
     return headers

@@ -39,6 +39,8 @@ const state = {
   turns: [], // {question, medium, text, finish, usage, seen, clock, request, parts}
   medium: null, // goes with the next question
   running: null, // AbortController of the answer that is being written
+  follows: true, // the end of the conversation is kept in sight
+  scrollY: 0,
 };
 
 // ---- the page's elements ------------------------------------------------------------------------------------------
@@ -88,12 +90,15 @@ function clearProblem() {
   page["key-problem"].hidden = true;
 }
 
-function isAtEnd() {
-  return innerHeight + scrollY >= document.documentElement.scrollHeight - 80;
+function follow() {
+  if (state.follows) scrollTo(0, document.documentElement.scrollHeight);
 }
 
-function scrollToEnd() {
-  scrollTo(0, document.documentElement.scrollHeight);
+/** Who scrolls up wants to read; who scrolls down to the end wants to see it grow. */
+function onScroll() {
+  if (scrollY < state.scrollY) state.follows = false;
+  if (innerHeight + scrollY >= document.documentElement.scrollHeight - 40) state.follows = true;
+  state.scrollY = scrollY;
 }
 
 // ---- media --------------------------------------------------------------------------------------------------------
@@ -119,7 +124,10 @@ function preview(medium) {
   element.addEventListener("error", giveUp);
   if (!isStill) {
     element.setAttribute("aria-label", `Video ${medium.name}`);
-    element.addEventListener("loadedmetadata", () => element.videoWidth || giveUp());
+    element.addEventListener("loadedmetadata", () => {
+      if (element.videoWidth) element.style.setProperty("--ratio", element.videoWidth / element.videoHeight);
+      else giveUp();
+    });
     medium.player = element;
   }
   element.src = medium.previewUrl;
@@ -374,7 +382,8 @@ function newTurn(question, medium) {
   page.hero.hidden = true;
   toggle("clips", false);
   say(busy);
-  scrollToEnd();
+  state.follows = true;
+  follow();
   return turn;
 }
 
@@ -402,11 +411,9 @@ function take(turn, event) {
 }
 
 function paint(turn) {
-  const follow = isAtEnd();
   turn.clock.painting = null;
   turn.parts.busy.remove();
   turn.parts.text.appendData(turn.text.slice(turn.parts.text.length));
-  if (follow) scrollToEnd();
 }
 
 /** Ends a turn. What has a text stays, also if it is not all of it; else the question goes back to where it was. */
@@ -420,10 +427,8 @@ function settle(turn, failure, isStopped) {
     return;
   }
   if (!turn.text) turn.parts.answer.append(h("em", { textContent: "The model had nothing to say." }));
-  const follow = isAtEnd();
   turn.parts.foot.append(figures(turn, isStopped), actions(turn));
   if (failure && !isStopped) turn.parts.foot.prepend(interruption(turn, failure));
-  if (follow) scrollToEnd();
   say(isStopped ? "Stopped" : failure ? "" : "The answer is complete");
 }
 
@@ -512,7 +517,7 @@ function strip(medium, times_s, frames) {
   if (medium.player) list.addEventListener("keydown", moveAlong);
   else list.tabIndex = 0; // so that it can be scrolled by keyboard
   (list.querySelector("button") ?? {}).tabIndex = 0;
-  const hint = medium.player ? h("span", { className: "hint", textContent: "Press one to go there" }) : null;
+  const hint = medium.player ? h("span", { className: "hint", textContent: "press one to jump there" }) : null;
   return h("section", { className: "strip" }, h("p", { className: "note" }, count, hint), list);
 }
 
@@ -721,6 +726,8 @@ function listen() {
   document.addEventListener("dragover", onDrag);
   document.addEventListener("dragleave", (event) => event.relatedTarget || (page.dropping.hidden = true));
   document.addEventListener("drop", onDrop);
+  document.addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(follow).observe(page.log);
 }
 
 async function loadModel() {
