@@ -26,6 +26,7 @@ Browser, Page, Route, expect = playwright.Browser, playwright.Page, playwright.R
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _COMPLETIONS = "**/v1/chat/completions"
 _WITHIN_MS = 20_000
+_CLIPBOARD = ("clipboard-read", "clipboard-write")
 
 
 class Visit:
@@ -143,9 +144,14 @@ def _stream(*texts: str, then: str = "data: [DONE]\n\n") -> Callable[[Route], No
     return lambda route: route.fulfill(content_type="text/event-stream", body=body)
 
 
+def _hold(route: Route) -> None:
+    """Leaves it unanswered."""
+
+
 def test_a_clip_is_asked_about_twice(visit: Open, clip: Path) -> None:
     seen = visit(color_scheme="light", viewport={"width": 1200, "height": 860})
     expect(seen.page.locator(".clip")).to_have_count(1)
+    _wait_for_picture(seen)
     seen.shot("empty-light")
     seen.limit(60)
     seen.attach(clip)
@@ -159,6 +165,7 @@ def test_a_clip_is_asked_about_twice(visit: Open, clip: Path) -> None:
     expect(first.locator(".looking dd")).to_have_text(re.compile(r"^\d+\.\d+ s$"))
     expect(seen.question).to_be_focused()
     answer = first.locator(".answer").text_content()
+    seen.shot("first-answer-light")
     second = seen.ask("And which way?")
     expect(second.locator(".looking dd")).to_have_text("known already")
     expect(second.locator(".frame")).to_have_count(0)  # they are shown once
@@ -172,6 +179,11 @@ def test_a_clip_is_asked_about_twice(visit: Open, clip: Path) -> None:
     first.locator(".frame").last.click()
     assert first.locator("video").evaluate("video => video.currentTime") == 4
     seen.check()
+
+
+def _wait_for_picture(seen: Visit) -> None:
+    picture = seen.page.locator(".clip video")
+    assert _until(lambda: picture.evaluate("video => video.readyState") >= 2, 10)
 
 
 def test_settings_go_into_the_request_and_frames_are_as_many_as_asked_for(visit: Open, clip: Path) -> None:
@@ -225,9 +237,9 @@ def test_a_stopped_answer_stays_and_frees_its_slot(visit: Open, server: str, by:
 
 def test_stopped_before_the_first_word_the_question_goes_back(visit: Open, clip: Path) -> None:
     seen = visit()
-    held: list[Route] = []
-    seen.page.route(_COMPLETIONS, lambda route: held.append(route))
+    seen.page.route(_COMPLETIONS, _hold)
     seen.attach(clip)
+    seen.shot("attached")
     seen.question.fill("What moves?")
     seen.question.press("Enter")
     expect(seen.page.locator(".busy")).to_have_text("Looking at the video…")
@@ -236,6 +248,23 @@ def test_stopped_before_the_first_word_the_question_goes_back(visit: Open, clip:
     expect(seen.turns).to_have_count(0)
     expect(seen.question).to_have_value("What moves?")
     expect(seen.page.locator("#attached .name")).to_have_text("clip.mp4")
+    seen.check()
+
+
+def test_a_new_conversation_ends_the_answer_being_written(visit: Open, server: str, clip: Path) -> None:
+    seen = visit()
+    seen.limit(1500)
+    seen.attach(clip)
+    seen.question.fill("Tell me all of it")
+    seen.question.press("Enter")
+    expect(seen.turns.locator(".answer")).not_to_be_empty(timeout=_WITHIN_MS)
+    seen.page.get_by_role("button", name="New conversation").click()
+    expect(seen.turns).to_have_count(0)
+    assert _until(lambda: _running(server) == 0, 5)
+    seen.limit(4)
+    seen.ask("What moves?")
+    assert seen.bodies[1]["messages"] == [{"role": "user", "content": "What moves?"}]
+    expect(seen.turns).to_have_count(1)
     seen.check()
 
 
@@ -369,6 +398,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(visit: Open, tmp_pat
     clip = write_clip(tmp_path / f"{'a-long-name-' * 8}.mp4", seconds=30)
     seen = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True, color_scheme=scheme)
     expect(seen.page.locator(".clip")).to_have_count(1)
+    _wait_for_picture(seen)
     seen.shot(f"phone-empty-{scheme}")
     seen.limit(60)
     seen.attach(clip)
@@ -451,7 +481,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(visit: Open, tmp_path: Path
     with serving(f"keys={tmp_path / 'keys.yaml'}") as address:
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(address)
-        seen = visit(address, http_credentials={"username": "page", "password": key})
+        seen = visit(address, http_credentials={"username": "page", "password": key}, permissions=_CLIPBOARD)
         seen.page.locator("#settings summary").click()
         seen.page.get_by_label("API key").fill("valley-wrong")
         seen.page.keyboard.press("Escape")
@@ -465,7 +495,12 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(visit: Open, tmp_path: Path
         expect(seen.page.locator("#key-problem")).to_be_hidden()
         seen.page.keyboard.press("Escape")
         seen.limit(4)
-        seen.ask("What moves?")
+        turn = seen.ask("What moves?")
+        command = _copied_command(seen, turn)
+        assert key not in command
+        if shutil.which("curl") is not None:
+            told = _run(command, tmp_path, VALLEY_API_KEY=key)
+            assert _answer(told) == turn.locator(".answer").text_content()
         assert seen.page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 1, ""]
         seen.page.reload()
         expect(seen.page.locator("#key")).to_have_value(key)
@@ -476,7 +511,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(visit: Open, tmp_path: Path
 @pytest.mark.parametrize("bundled", [False, True])
 def test_the_command_copied_sends_the_same_request(visit: Open, clip: Path, tmp_path: Path, bundled: bool) -> None:
     name = "it's a $(touch never) clip.mp4"
-    seen = visit(permissions=["clipboard-read", "clipboard-write"])
+    seen = visit(permissions=_CLIPBOARD)
     seen.limit(4)
     if bundled:
         seen.page.locator(".clip").click()
@@ -485,19 +520,33 @@ def test_the_command_copied_sends_the_same_request(visit: Open, clip: Path, tmp_
         shutil.copy(clip, tmp_path / name)
         seen.attach(tmp_path / name)
     turn = seen.ask("What's it? \\ `date` $HOME")
-    turn.get_by_role("button", name="Copy as curl").click()
-    expect(turn.get_by_role("button", name="Copied")).to_be_visible()
-    command = seen.page.evaluate("navigator.clipboard.readText()")
+    command = _copied_command(seen, turn)
     assert len(command) < 2000
-    told = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
-    events = [json.loads(line[6:]) for line in told.stdout.splitlines() if line.startswith("data: {")]
-    answer = "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
-    assert answer == turn.locator(".answer").text_content()
+    events = _run(command, tmp_path)
+    assert _answer(events) == turn.locator(".answer").text_content()
     assert events[0]["valley"]["known"] == 1  # the very same clip
     assert not (tmp_path / "never").exists()
     sent = command.replace("'\\''", "'")
     assert json.dumps("What's it? \\ `date` $HOME") in sent
     seen.check()
+
+
+def _copied_command(seen: Visit, turn: Any) -> str:
+    turn.get_by_role("button", name="Copy as curl").click()
+    expect(turn.get_by_role("button", name="Copied")).to_be_visible()
+    return str(seen.page.evaluate("navigator.clipboard.readText()"))
+
+
+def _run(command: str, folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """Runs a command of curl, and returns the events it received."""
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    return [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+
+
+def _answer(events: list[dict[str, Any]]) -> str:
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
@@ -510,7 +559,10 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     html = (folder / "index.html").read_text()
     assert set(re.findall(r'(?:src|href)="([^"#][^":]*)"', html)) == {"page.css", "page.js"}
     assert re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=", html) is None  # the policy forbids them
-    assert re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", _code(folder)) is None
+    assert (
+        re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", _code(folder))
+        is None
+    )
 
 
 def _code(folder: Path) -> str:

@@ -7,8 +7,11 @@ const VIDEO_NAMES = /\.(mp4|m4v|mov|webm|mkv|avi|flv|ts|m2ts|mpe?g|wmv|asf|3gp|g
 const STILL_NAMES = /\.(jpe?g|png|webp|bmp)$/i;
 const CARDS_WITH_PICTURE = 12;
 const KEY = "valley-api-key";
+const READY = "Now ask what you want to know.";
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+
+const INVITATION = page["hero-text"].textContent;
 
 /** One video or image: a file (`blob`), a bundled clip (`blob` and `clip`) or an address (`link`). */
 class Medium {
@@ -155,6 +158,7 @@ function attach(medium) {
   page.attached.replaceChildren(...(medium ? [medium.element, remove] : []));
   page.attached.hidden = !medium;
   page.drop.hidden = Boolean(medium);
+  page["hero-text"].textContent = medium ? READY : INVITATION;
   if (medium) {
     toggle("link", false);
     toggle("clips", false);
@@ -249,16 +253,20 @@ async function errorOf(response) {
 async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new InterruptedError("The connection ended before the answer did.");
-    const blocks = (rest + value).split(/\r?\n\r?\n/);
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.replace(/^data: ?/gm, "");
-      if (data === "[DONE]") return;
-      if (!block.startsWith(":")) yield JSON.parse(data);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) throw new InterruptedError("The connection ended before the answer did.");
+      const blocks = (rest + value).split(/\r?\n\r?\n/);
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const data = block.replace(/^data: ?/gm, "");
+        if (data === "[DONE]") return;
+        if (!block.startsWith(":")) yield JSON.parse(data); // others are comments that keep a connection open
+      }
     }
+  } finally {
+    reader.cancel().catch(() => {}); // it failed already
   }
 }
 
@@ -449,10 +457,18 @@ function remove(turn) {
 function tell(failure, turn) {
   const isLatest = turn.medium && mediumAt(failure.param, turn.request) === turn.medium;
   const isUnusable = isLatest && [400, 413, 415, 422].includes(failure.status);
-  if (isUnusable && state.medium === turn.medium) attach(null);
+  if (isUnusable && state.medium === turn.medium) detach();
   showProblem(explain(failure, turn.request), { retry: !isUnusable });
   if (failure.status === 401) askForKey();
   else focusQuestion();
+}
+
+/** Takes an unusable medium away; a link stays to be corrected. */
+function detach() {
+  const { link } = state.medium;
+  attach(null);
+  toggle("link", Boolean(link));
+  page.link.value = link ?? "";
 }
 
 function interruption(turn, failure) {
