@@ -18,6 +18,8 @@ OPEN_PATHS = ("/health",)
 """What nobody needs a key for."""
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _RETRY_AFTER_S = 2.0
+_CHALLENGES = (b"Bearer", b'Basic realm="valley", charset="UTF-8"')
+"""A header each: in one, Chromium understands neither, and does not ask people for a key."""
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
@@ -150,6 +152,8 @@ async def refuse(send: Send, problem: Problem) -> None:
     body = json.dumps(problem.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
+    if problem.status == 401:
+        headers += [(b"www-authenticate", challenge) for challenge in _CHALLENGES]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -159,8 +163,6 @@ def problem_headers(problem: Problem) -> dict[str, str]:
     headers = {}
     if problem.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
-    if problem.status == 401:
-        headers["www-authenticate"] = 'Bearer, Basic realm="valley", charset="UTF-8"'
     if problem.status in (408, 413):
         headers["connection"] = "close"  # the rest of the body is not read
     return headers
