@@ -98,10 +98,19 @@ def _code(problem: Any) -> str:
         return "not OpenAI's form"
 
 
-async def closed_loop(url: str, asks: Sequence[Ask], clients: int) -> list[Outcome]:
-    """Sends requests from so many clients, each the next one when it has its answer."""
+async def closed_loop(
+    url: str, asks: Sequence[Ask], clients: int, outcomes: list[Outcome] | None = None
+) -> list[Outcome]:
+    """Sends requests from so many clients, each the next one when it has its answer.
+
+    Args:
+        url: of the completions.
+        asks: the requests.
+        clients: how many.
+        outcomes: a list that what came of them is added to, for those who want to watch.
+    """
     left = list(reversed(asks))
-    outcomes: list[Outcome] = []
+    outcomes = [] if outcomes is None else outcomes
     async with _session() as session:
 
         async def client() -> None:

@@ -329,7 +329,8 @@ def _report(engines: dict[str, Any], load_figures: dict[str, Any], crowd: dict[s
             f"**A video that was seen before**, one client: first token after {again * 1e3:.0f} ms, of a new one after "
             f"{new * 1e3:.0f} ms: {new / again:.1f} times as soon.",
             f"**{CROWD} requests at once**: {crowd['statuses']}; memory of the server "
-            f"{crowd['rss_before'] / 2**20:.0f} MiB before (after a first such crowd), {crowd['rss_after'] / 2**20:.0f} MiB afterwards.",
+            f"{crowd['rss_before'] / 2**20:.0f} MiB before (after a first such crowd), "
+            f"{crowd['rss_after'] / 2**20:.0f} MiB afterwards.",
         ]
     )
 
