@@ -8,6 +8,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 CLIPS ?= 160
+MODEL ?= runs/demo/finetune
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VALLEY_HOME ?= $(CURDIR)
@@ -15,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # One maths thread a process: Ray runs as many processes as there are CPUs. The GPU's own threads are not touched.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv samples demo compare check format test test-slow cluster cluster-stop mlflow benchmark clean
+.PHONY: help venv samples demo compare serve browser check format test test-slow cluster cluster-stop mlflow benchmark clean
 
 help: ## what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,14 @@ demo: samples ## train the tiny model in both stages on the sample clips, on a l
 
 compare: samples ## compare v1, v2 and v3 of the tiny model, two seeds each, and write a report
 	$(BIN)/python jobs/compare.py --config tiny output=runs/compare
+
+serve: venv ## serve the demo's model: chat page on http://127.0.0.1:8000, OpenAI's API below /v1
+	$(BIN)/python jobs/serve.py model=$(MODEL) clips=$(wildcard samples/clips)
+
+browser: ## Chromium for the chat page's tests, where apt can install it; without it they are skipped
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		apt-get install --quiet --yes --no-install-recommends chromium >/dev/null || \
+		echo "no Chromium: the chat page is not tested"
 
 check: venv ## formatting, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -69,9 +78,10 @@ cluster-stop: venv ## stop it, and every other Ray process of yours on this mach
 mlflow: venv ## open the tracking page on http://127.0.0.1:5000
 	dashboards/mlflow.sh
 
-benchmark: venv ## measure decoding and the training step against their peers
+benchmark: venv ## measure decoding, the training step and serving against their peers
 	$(BIN)/python jobs/benchmark.py decode
 	$(BIN)/python jobs/benchmark.py train
+	$(BIN)/python jobs/benchmark.py serve
 
 clean: ## remove caches; runs, samples and .venv stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

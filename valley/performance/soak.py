@@ -30,8 +30,8 @@ from valley.serving.settings import ServeSettings
 from valley.training.settings import ClusterSettings
 
 REQUESTS, CLIENTS, CLIPS, PORT = 1000, 8, 12, 8017
-_REPLICAS = "ray::ServeReplica"
-_MODEL = "ray::ServeReplica:valley:Model"
+_REPLICA, _MODEL = "ServeReplica", "ServeReplica:valley:Model"
+"""In what Ray calls its processes."""
 
 HOSTILE: dict[str, tuple[Any, int]] = {
     # what it is: url of a video, or body; the status it must get
@@ -157,13 +157,14 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
 def _replicas(name: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith(name):
+        title = (process.info["cmdline"] or [""])[0]
+        if title.startswith("ray::") and name in title:
             found.append(process)
     return found
 
 
 def _memory() -> int:
-    return sum(process.memory_info().rss for process in _replicas(_REPLICAS))
+    return sum(process.memory_info().rss for process in _replicas(_REPLICA))
 
 
 def _save_tiny(folder: Path) -> None:
