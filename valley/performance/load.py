@@ -74,11 +74,13 @@ async def send(session: aiohttp.ClientSession, url: str, ask: Ask) -> Outcome:
 
 async def _read(answer: aiohttp.ClientResponse, kind: str, began: float) -> Outcome:
     text, first, num_tokens = "", 0.0, 0
+    is_done = False
     async for line in answer.content:
         if not line.startswith(b"data: "):
             continue
         if line.strip() == b"data: [DONE]":
-            return Outcome(kind, 200, first, time.monotonic() - began, num_tokens, text)
+            is_done = True
+            continue
         event = json.loads(line[6:])
         if "error" in event:
             return Outcome(kind, -1, first, time.monotonic() - began, num_tokens, text, _code(event))
@@ -88,7 +90,8 @@ async def _read(answer: aiohttp.ClientResponse, kind: str, began: float) -> Outc
                 text += piece
         if event.get("usage"):
             num_tokens = event["usage"]["completion_tokens"]
-    return Outcome(kind, -1, first, time.monotonic() - began, num_tokens, text, "cut")
+    status, code = (200, "") if is_done else (-1, "cut")
+    return Outcome(kind, status, first, time.monotonic() - began, num_tokens, text, code)
 
 
 def _code(problem: Any) -> str:

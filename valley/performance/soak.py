@@ -30,6 +30,8 @@ from valley.serving.settings import ServeSettings
 from valley.training.settings import ClusterSettings
 
 REQUESTS, CLIENTS, CLIPS, PORT = 1000, 8, 12, 8017
+_KILL_AT, _UPDATE_AT = 0.5, 0.6
+"""Shares of the requests that have ended then."""
 _REPLICA, _MODEL = "ServeReplica", "ServeReplica:valley:Model"
 """In what Ray calls its processes."""
 
@@ -79,7 +81,7 @@ def run_soak(output: Path) -> str:
 def soak_on_ray(folder: Path, requests: int, *, port: int = PORT) -> Soak:
     """Serves the tiny model from two replicas on a local Ray, and asks it so much.
 
-    At three fifths of the requests a replica is killed (`kill -9`), at four fifths the application is updated.
+    In the middle of them a replica is killed (`kill -9`), and a little later the application is updated.
 
     Args:
         folder: of model and clips; made anew.
@@ -143,10 +145,10 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
     def weigh() -> None:
         soak.memory.setdefault(len(soak.outcomes) // (count // 20) * (count // 20), _memory())
 
-    await until(0.6, weigh)
+    await until(_KILL_AT, weigh)
     soak.killed_at = len(soak.outcomes)
     _replicas(_MODEL)[0].kill()
-    await until(0.8)
+    await until(_UPDATE_AT)
     began = len(soak.outcomes)
     await asyncio.to_thread(serve.run, build(changed), name="valley", route_prefix="/")
     soak.updated_at = (began, len(soak.outcomes))

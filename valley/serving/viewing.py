@@ -195,7 +195,8 @@ class Viewer:
     def _encode(self, pixels: UInt8[np.ndarray, "T S S 3"]) -> Float[Tensor, "V H"]:
         device = self._model.device
         return self._model.visual_features(
-            torch.from_numpy(np.ascontiguousarray(pixels)).to(device), torch.tensor([len(pixels)], device=device)
+            torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device),
+            torch.tensor([len(pixels)], device=device),
         )
 
     def _keep(self, key: str, view: View) -> None:
