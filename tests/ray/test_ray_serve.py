@@ -9,7 +9,6 @@ from pathlib import Path
 
 import openai
 import pytest
-import ray
 from ray import serve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
@@ -18,6 +17,7 @@ from serving_makers import asked, data_url, new_assistant, serving, write_clip
 
 from valley.distributed.serve import app, http_options
 from valley.errors import SettingsError
+from valley.performance.soak import replica_processes
 from valley.serving.settings import ServeSettings
 
 pytestmark = pytest.mark.ray
@@ -84,13 +84,8 @@ def test_errors_cross_processes_as_they_are(address: str, clip: Path) -> None:
 
 def test_a_replica_that_is_killed_is_replaced(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=20)
-    (replica,) = [
-        actor for actor in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")]) if "Model" in actor.class_name
-    ]
-    import os
-    import signal
-
-    os.kill(replica.pid, signal.SIGKILL)
+    (replica,) = replica_processes("ServeReplica:valley:Model")
+    replica.kill()
     answer = client.chat.completions.create(
         model="valley", messages=asked("Hi"), max_tokens=3
     )  # asks again after a 503

@@ -147,7 +147,7 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
 
     await until(_KILL_AT, weigh)
     soak.killed_at = len(soak.outcomes)
-    _replicas(_MODEL)[0].kill()
+    replica_processes(_MODEL)[0].kill()
     await until(_UPDATE_AT)
     began = len(soak.outcomes)
     await asyncio.to_thread(serve.run, build(changed), name="valley", route_prefix="/")
@@ -156,7 +156,8 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
     return soak
 
 
-def _replicas(name: str) -> list[psutil.Process]:
+def replica_processes(name: str) -> list[psutil.Process]:
+    """Returns the replicas on this machine in whose titles a name stands, such as `ServeReplica:valley:Model`."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         title = (process.info["cmdline"] or [""])[0]
@@ -166,7 +167,7 @@ def _replicas(name: str) -> list[psutil.Process]:
 
 
 def _memory() -> int:
-    return sum(process.memory_info().rss for process in _replicas(_REPLICA))
+    return sum(process.memory_info().rss for process in replica_processes(_REPLICA))
 
 
 def _save_tiny(folder: Path) -> None:
