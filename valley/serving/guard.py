@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,11 @@ from valley.serving.keys import Keys
 from valley.serving.problems import Problem, problem_of
 from valley.serving.settings import RequestLimits
 
+logger = logging.getLogger(__name__)
+
 OPEN_PATHS = ("/health",)
-"""What nobody needs a key for."""
+"""What nobody needs a key to read."""
+_MOST_HEADER_BYTES = 1 << 16
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _RETRY_AFTER_S = 2.0
 _HEADERS = {
@@ -29,6 +33,10 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+class SlowClientError(Exception):
+    """The client does not read what it asked for."""
 
 
 class Guard:
@@ -54,11 +62,17 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._handle(scope, receive, self._patient(send))
+            scope["valley.id"] = uuid.uuid4().hex
+            try:
+                await self._handle(scope, receive, self._patient(send, scope["valley.id"]))
+            except SlowClientError:
+                logger.info("%s is given up: the client does not read", scope["valley.id"])
+        else:
+            await receive()
+            await send({"type": "websocket.close"})  # before it is accepted: 403
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        scope["valley.id"] = uuid.uuid4().hex
         try:
             scope["valley.client"] = self._check(scope, headers)
             if scope["method"] != "POST":
@@ -85,9 +99,11 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Returns the name of the client's key, empty where none is needed."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADER_BYTES:
+            raise RequestError("", "the headers are too long", code="headers_too_large", status=431)
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             raise RequestError("", "this server is not known by that name", code="unknown_host")
-        if self._keys is None or scope["path"] in OPEN_PATHS:
+        if self._keys is None or (scope["method"] == "GET" and scope["path"] in OPEN_PATHS):
             return ""
         name = self._keys.name_of(headers.get("authorization", ""))
         if name is None:
@@ -127,18 +143,20 @@ class Guard:
         except TimeoutError:
             raise RequestError("", "the body did not come in time", code="request_timeout", status=408) from None
 
-    def _patient(self, send: Send) -> Send:
-        """Adds what every answer says to browsers, and gives up on clients that do not read."""
+    def _patient(self, send: Send, request_id: str) -> Send:
+        """Adds what every answer says, and gives up on clients that do not read."""
 
         async def patient(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message.get("headers", ())}
-                more = [
-                    (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in given
-                ]
+                ours = {**_HEADERS, "x-request-id": request_id}
+                more = [(name.encode(), value.encode()) for name, value in ours.items() if name.encode() not in given]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
-            async with asyncio.timeout(self._limits.write_timeout_s):
-                await send(message)
+            try:
+                async with asyncio.timeout(self._limits.write_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise SlowClientError from None
 
         return patient
 

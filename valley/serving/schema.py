@@ -18,6 +18,8 @@ from valley.errors import RequestError
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 _MOST_PARTS = 512
 _SEED = 2**63 - 1
+_MOST_VALUES = 1 << 18
+"""Lists, objects and their entries in one body: a hundred MB of `[],[],…` would become gigabytes."""
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
@@ -111,7 +113,7 @@ class ChatMessage(_Model):
     """One turn. Media belong into a user's turn; a system message comes first."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=_MOST_PARTS)]
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=_MOST_PARTS, fail_fast=True)]
 
 
 class StreamOptions(_Model):
@@ -131,7 +133,7 @@ class ChatRequest(_Model):
     """A request for a chat completion. `null` stands for the default everywhere."""
 
     model: Text
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -147,6 +149,15 @@ class ChatRequest(_Model):
     """Frames to look at, spread over the video, in place of `fps` (beyond OpenAI's); the server's limit holds."""
     return_frames: bool | None = None
     """Send the frames that were looked at, small, with their times (beyond OpenAI's): `valley.media` of the answer."""
+
+    @property
+    def asked_tokens(self) -> int:
+        """Longest answer that is asked for; 0: nothing is said of it."""
+        return self.max_completion_tokens or self.max_tokens or 0
+
+
+class _NotJSONError(ValueError):
+    """What Python's parser lets pass."""
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -171,30 +182,41 @@ def parse_request(body: bytes) -> ChatRequest:
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise RequestError("", f"the body has more than {_MOST_VALUES} values", code="invalid_json")
     try:
-        tree = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        tree = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
     except UnicodeDecodeError:
         raise RequestError("", "the body is not UTF-8", code="invalid_json") from None
     except RecursionError:
         raise RequestError("", "the body is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else f": {error}"
-        raise RequestError("", f"the body is not JSON{where}", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise RequestError("", f"the body is not JSON at character {error.pos}", code="invalid_json") from None
+    except _NotJSONError as error:
+        raise RequestError("", f"the body is not JSON: {error}", code="invalid_json") from None
+    except ValueError:  # an integer of more digits than Python reads
+        raise RequestError("", "a number in the body is too long", code="invalid_json") from None
     if not isinstance(tree, dict):
         raise RequestError("", "the body is not a JSON object", code="invalid_json")
     return tree
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise _NotJSONError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise _NotJSONError("a number is too large")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
-        raise ValueError("an object has a key twice")
-    if any(isinstance(value, float) and math.isinf(value) for value in tree.values()):
-        raise ValueError("a number is too large")
+        raise _NotJSONError("an object has a key twice")
     return tree
 
 
