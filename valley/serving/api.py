@@ -81,13 +81,13 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
     if settings.page:
         add_page(app, settings)
     keys = None if settings.keys is None else Keys(Path(settings.keys))
-    return Guard(app, settings.limits, keys, settings.hosts)
+    return Guard(app, settings.limits, keys, settings.hosts, api.metrics.refused)
 
 
 class _Api:
     def __init__(self, backend: Backend, settings: ServeSettings, fetcher: Fetcher) -> None:
         self._backend, self._settings, self.fetcher = backend, settings, fetcher
-        self._metrics = Metrics(settings.name)
+        self.metrics = Metrics(settings.name)
         self._created = int(time.time())
         self._isolation: str | None = None
         self._ask_again_at = float("-inf")
@@ -127,7 +127,7 @@ class _Api:
         state = None
         with contextlib.suppress(Exception):  # the figures of this process are there without the engine's
             state = await self._backend.state()
-        text, kind = self._metrics.text(state)
+        text, kind = self.metrics.text(state)
         return Response(text, media_type=kind)
 
     async def models(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class _Api:
         """Answers a conversation, whole or as it is written."""
         # The guard has read it all; from now on there is nothing to receive but the client's leaving.
         body = [part async for part in request.stream()]
-        call = _Call(request.scope, body, self._backend, self._metrics, self._settings.limits.deadline_s)
+        call = _Call(request.scope, body, self._backend, self.metrics, self._settings.limits.deadline_s)
         try:
             first = await _unless_left(request, call.begin(self._settings, self.fetcher))
             if not call.is_stream:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from valley.errors import OverloadError, RequestError
+from valley.errors import OverloadError, RequestError, ServingError
 from valley.serving.keys import Keys
 from valley.serving.problems import Problem, problem_of
 from valley.serving.settings import RequestLimits
@@ -50,10 +51,18 @@ class Guard:
         limits: what a request may cost.
         keys: of those who may come in; None: everybody.
         hosts: names of this server; empty: with keys any, else this machine's own.
+        count: is told the status of each request that is turned away.
     """
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits, keys: Keys | None, hosts: tuple[str, ...]) -> None:
-        self._app, self._limits, self._keys = app, limits, keys
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: RequestLimits,
+        keys: Keys | None,
+        hosts: tuple[str, ...],
+        count: Callable[[int], None],
+    ) -> None:
+        self._app, self._limits, self._keys, self._count = app, limits, keys, count
         self._hosts = {host.lower() for host in hosts or (() if keys else _LOCAL)}
         self._in_hand = 0
 
@@ -80,22 +89,31 @@ class Guard:
                 return
             self._check_post(headers)
         except RequestError as error:
-            await refuse(send, problem_of(error))
+            await self._refuse(send, error)
             return
         if self._in_hand >= self._limits.max_requests:
-            await refuse(send, problem_of(OverloadError("", _RETRY_AFTER_S)))
+            await self._refuse(send, OverloadError("", _RETRY_AFTER_S))
             return
         self._in_hand += 1
         try:
             try:
                 body = await self._read(receive)
             except RequestError as error:
-                await refuse(send, problem_of(error))
+                await self._refuse(send, error)
                 return
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send)
         finally:
             self._in_hand -= 1
+
+    async def _refuse(self, send: Send, error: ServingError) -> None:
+        problem = problem_of(error)
+        self._count(problem.status)
+        body = json.dumps(problem.body()).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Returns the name of the client's key, empty where none is needed."""
@@ -159,17 +177,6 @@ class Guard:
                 raise SlowClientError from None
 
         return patient
-
-
-async def refuse(send: Send, problem: Problem) -> None:
-    """Sends an error as a whole answer."""
-    import json
-
-    body = json.dumps(problem.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:

@@ -18,6 +18,9 @@ from valley.errors import RequestError
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 _MOST_PARTS = 512
 _SEED = 2**63 - 1
+_LEAST_FPS = 1e-3
+_PARTS = ("text", "image_url", "video_url")
+_OUR_WORDS = {"model_type": "expected an object", "model_attributes_type": "expected an object"}
 _MOST_VALUES = 1 << 18
 """Lists, objects and their entries in one body: a hundred MB of `[],[],…` would become gigabytes."""
 
@@ -126,7 +129,7 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[Text, Field(min_length=1, max_length=_LONGEST_STOP)]
+Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP), AfterValidator(_is_text)]
 
 
 class ChatRequest(_Model):
@@ -143,7 +146,7 @@ class ChatRequest(_Model):
     seed: Annotated[int, Field(ge=-_SEED - 1, le=_SEED)] | None = None
     stop: Annotated[list[Stop], Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)] | None = None
     n: Literal[1] | None = None
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Annotated[float, Field(ge=_LEAST_FPS)] | None = None
     """Frames a second to look at (beyond OpenAI's); the server's limit holds."""
     num_frames: Annotated[int, Field(ge=1)] | None = None
     """Frames to look at, spread over the video, in place of `fps` (beyond OpenAI's); the server's limit holds."""
@@ -225,23 +228,29 @@ def _explained(error: ValidationError) -> RequestError:
     details = error.errors(include_url=False, include_input=False, include_context=False)
     detail = max(details, key=lambda detail: len(detail["loc"]))  # of a union, the member that came furthest
     path = ""
+    before: int | str = ""
     for place in detail["loc"]:
         if isinstance(place, int):
             path += f"[{place}]"
-        elif not path.endswith(f".{place}") and not _is_kind(place):
+        elif not _is_member(place, before):
             path += f".{place}" if path else place
+        before = place
     if detail["type"] == "union_tag_invalid":
         return RequestError(f"{path}.type", "expected text, image_url or video_url")
     if detail["type"] == "union_tag_not_found":
         return RequestError(path, "expected an object with a type: text, image_url or video_url")
-    reason = detail["msg"].removeprefix("Value error, ")
+    reason = _OUR_WORDS.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
+    reason = reason.replace(" after validation", "")
     code = "missing_required_parameter" if detail["type"] == "missing" else "invalid_value"
     return RequestError(path, f"{reason[0].lower()}{reason[1:]}", code=code)
 
 
-def _is_kind(place: str) -> bool:
-    """What pydantic puts into a location for the member of a union that it tried."""
-    return place == "str" or "[" in place or place in ("text", "image_url", "video_url")
+def _is_member(place: str, before: int | str) -> bool:
+    """What pydantic puts into a location for the member of a union that it tried: a type, or a part's after its number.
+
+    What follows such a member is a field, which may have the same name.
+    """
+    return "[" in place or (before == "content" and place == "str") or (isinstance(before, int) and place in _PARTS)
 
 
 def usage(prompt_tokens: int, completion_tokens: int, *, cached: int, visual: int) -> Mapping[str, Any]:
