@@ -17,6 +17,7 @@ import openai
 import pytest
 from asking import (
     CHAT,
+    HTTP,
     JSON,
     FakeBackend,
     assert_is_error,
@@ -255,14 +256,14 @@ def test_models_are_listed_and_found_by_name(server: str, client: openai.OpenAI)
         ("valley", "model", "valley")
     ]
     assert client.models.retrieve("valley").created > 0
-    assert_is_error(httpx.get(f"{server}/v1/models/gpt-4"), 404, "model_not_found", "model")
+    assert_is_error(HTTP.get(f"{server}/v1/models/gpt-4"), 404, "model_not_found", "model")
     with pytest.raises(openai.NotFoundError):
         say(client, [{"role": "user", "content": "?"}], model="gpt-4")
 
 
 def test_a_server_lives_and_is_ready(server: str) -> None:
-    assert httpx.get(f"{server}/health").json() == {"status": "ok"}
-    ready = httpx.get(f"{server}/ready", timeout=60)
+    assert HTTP.get(f"{server}/health").json() == {"status": "ok"}
+    ready = HTTP.get(f"{server}/ready", timeout=60)
     assert ready.status_code == 200
     body = ready.json()
     assert (body["status"], body["model"]) == ("ready", "valley")
@@ -276,10 +277,10 @@ def test_a_server_whose_model_fails_is_not_ready_and_says_so_in_openais_form() -
 
     backend = Broken(two_words)
     with running(serve_settings(), backend) as server:
-        response = httpx.get(f"{server}/ready")
+        response = HTTP.get(f"{server}/ready")
         assert_is_error(response, 503, "not_ready")
         assert int(response.headers["retry-after"]) >= 1
-        assert httpx.get(f"{server}/health").status_code == 200
+        assert HTTP.get(f"{server}/health").status_code == 200
         assert post(server, chat()).status_code == 200
 
 
@@ -396,7 +397,7 @@ def test_the_client_raises_what_the_server_means(client: openai.OpenAI) -> None:
 
 
 def test_every_answer_has_an_id_that_the_log_knows(server: str, client: openai.OpenAI) -> None:
-    answers = [post(server, chat()), post(server, chat(model="x")), httpx.get(f"{server}/nowhere")]
+    answers = [post(server, chat()), post(server, chat(model="x")), HTTP.get(f"{server}/nowhere")]
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == 3
     assert answers[0].json()["id"] == f"chatcmpl-{ids[0]}"
@@ -439,14 +440,14 @@ def test_every_route_but_health_needs_a_key(locked: str, keys: tuple[Path, str],
     for method, route in [*routes, ("GET", "/nowhere"), ("POST", "/health"), ("OPTIONS", CHAT), ("HEAD", "/health")]:
         path = route.replace("{name}", clip.name if "clips" in route else "valley")
         for headers in ({}, {"authorization": "Bearer wrong"}):
-            answer = httpx.request(method, locked + path, headers=headers, timeout=30)
+            answer = HTTP.request(method, locked + path, headers=headers, timeout=30)
             if (method, path) == ("GET", "/health"):
                 assert answer.status_code == 200
             else:
                 assert answer.status_code == 401, (method, path)
                 assert "Bearer" in answer.headers["www-authenticate"]
                 assert answer.headers["content-security-policy"].startswith("default-src 'none'")
-        assert httpx.request(method, locked + path, headers=right | JSON, content=b"{}").status_code != 401
+        assert HTTP.request(method, locked + path, headers=right | JSON, content=b"{}").status_code != 401
 
 
 def test_a_websocket_is_closed_at_the_door(locked: str) -> None:
@@ -500,7 +501,7 @@ def test_keys_are_neither_logged_nor_told(
         post(locked, chat(model="x"), **right),
         post(locked, chat(stream=True), **right),
         post(locked, chat(), f"{CHAT}?key={keys[1]}"),
-        httpx.get(f"{locked}/metrics", headers=right),
+        HTTP.get(f"{locked}/metrics", headers=right),
     ]
     own = [record for record in caplog.records if record.name.startswith("valley")]
     assert [

@@ -13,6 +13,7 @@ import pytest
 from asking import (
     CHAT,
     FINISH,
+    HTTP,
     JSON,
     START,
     FakeBackend,
@@ -78,7 +79,7 @@ def test_whoever_leaves_gives_the_slot_back() -> None:
 def test_batch_mates_of_those_who_come_and_leave_write_what_they_write_alone() -> None:
     with serving("engine.slots=3", "engine.prefix_bytes=0") as server:
         alone = post(server, chat("what is it?", max_tokens=120)).json()
-        with httpx.stream("POST", server + CHAT, json=chat("what is it?", max_tokens=120, stream=True)) as mate:
+        with HTTP.stream("POST", server + CHAT, json=chat("what is it?", max_tokens=120, stream=True)) as mate:
             lines = mate.iter_lines()
             text = next(lines)
             for number in range(3):
@@ -295,7 +296,7 @@ def test_no_more_requests_are_in_hand_than_allowed() -> None:
         answer = post(server, chat())
         assert_is_error(answer, 429, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
-        assert httpx.get(f"{server}/health").status_code == 200
+        assert HTTP.get(f"{server}/health").status_code == 200
         first.sendall(body[-1:])
         assert read_answer(first).status_code == 200
         first.close()
