@@ -31,7 +31,7 @@ def new_assistant() -> Assistant:
 
 
 def serve_settings(*overrides: str) -> ServeSettings:
-    return load_settings(ServeSettings, None, ["model=unused", "port=0", *overrides])
+    return load_settings(ServeSettings, None, ["model=unused", "port=0", "engine.threads=1", *overrides])
 
 
 @contextlib.contextmanager
@@ -39,7 +39,17 @@ def serving(*overrides: str, assistant: Assistant | None = None) -> Iterator[str
     """Runs a server on a free port of this machine; yields its address."""
     settings = serve_settings(*overrides)
     service = Service(settings, decode_here, assistant or new_assistant())
-    server = uvicorn.Server(server_config(settings, LocalBackend(service)))
+    try:
+        with running(settings, LocalBackend(service)) as address:
+            yield address
+    finally:
+        service.close()
+
+
+@contextlib.contextmanager
+def running(settings: ServeSettings, backend: Any) -> Iterator[str]:
+    """Runs the API in front of a backend on a free port of this machine; yields its address."""
+    server = uvicorn.Server(server_config(settings, backend))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -50,7 +60,6 @@ def serving(*overrides: str, assistant: Assistant | None = None) -> Iterator[str
     finally:
         server.should_exit = True
         thread.join()
-        service.close()
 
 
 def write_clip(path: Path, *, seconds: int = 6, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:

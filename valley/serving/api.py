@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +16,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from valley.errors import RequestError, ValleyError
+from valley.errors import EngineError, RequestError, ValleyError
 from valley.media.fetch import Fetcher
 from valley.serving.completion import Completion, error_event
 from valley.serving.engine.interface import Decoding, Finish, Piece
-from valley.serving.guard import Guard, problem_headers
+from valley.serving.guard import Guard, SlowClientError, problem_headers
 from valley.serving.keys import Keys
 from valley.serving.metrics import Metrics
 from valley.serving.ordering import make_order
@@ -40,7 +41,8 @@ class _ClientLeftError(Exception):
 
 _LARGE_BODY = 1 << 18
 """Bytes from which on a body is parsed on a thread of its own, so that others need not wait."""
-_READY_FOR_S = 5.0
+_READY_FOR_S, _NOT_READY_FOR_S = 5.0, 1.0
+"""How long it is not asked again."""
 _READY_WITHIN_S = 30.0
 
 
@@ -63,9 +65,10 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
         await api.fetcher.close()
 
     # Its documentation pages load scripts from elsewhere; /openapi.json is enough for tools.
-    app = FastAPI(title="Valley", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="Valley", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     app.add_exception_handler(HTTPException, _tell_http_error)
     app.add_exception_handler(ValleyError, _tell_error)
+    app.add_exception_handler(Exception, _tell_error)
     app.add_api_route("/health", api.health, methods=["GET"])
     app.add_api_route("/ready", api.ready, methods=["GET"])
     app.add_api_route("/metrics", api.metrics_text, methods=["GET"])
@@ -78,15 +81,16 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
     if settings.page:
         add_page(app, settings)
     keys = None if settings.keys is None else Keys(Path(settings.keys))
-    return Guard(app, settings.limits, keys, settings.hosts)
+    return Guard(app, settings.limits, keys, settings.hosts, api.metrics.refused)
 
 
 class _Api:
     def __init__(self, backend: Backend, settings: ServeSettings, fetcher: Fetcher) -> None:
         self._backend, self._settings, self.fetcher = backend, settings, fetcher
-        self._metrics = Metrics(settings.name)
+        self.metrics = Metrics(settings.name)
         self._created = int(time.time())
-        self._ready_at = float("-inf")
+        self._isolation: str | None = None
+        self._ask_again_at = float("-inf")
         self._asking = asyncio.Lock()
 
     async def health(self) -> dict[str, str]:
@@ -94,27 +98,36 @@ class _Api:
         return {"status": "ok"}
 
     async def ready(self) -> Response:
-        """The model answers: one token is generated, at most once in a few seconds."""
+        """The model answers: one token is generated, at most once in a few seconds however many ask."""
         async with self._asking:
-            if time.monotonic() - self._ready_at > _READY_FOR_S:
-                order = Order("ready", [{"role": "user", "content": "Hi"}], [], Decoding(1), _READY_WITHIN_S)
-                try:
-                    async with asyncio.timeout(_READY_WITHIN_S):
-                        async for _ in self._backend.answer(order):
-                            pass
-                        self._isolation = await self._backend.isolation()
-                except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
-                    logger.warning("not ready: %s", type(error).__name__)
-                    return JSONResponse({"status": "not ready", "model": self._settings.name}, 503)
-                self._ready_at = time.monotonic()
+            if time.monotonic() > self._ask_again_at:
+                self._isolation = await self._try()
+                self._ask_again_at = time.monotonic() + (_READY_FOR_S if self._isolation else _NOT_READY_FOR_S)
+        if self._isolation is None:
+            problem = problem_of(EngineError("not ready"))
+            body = {"status": "not ready", "model": self._settings.name, **problem.body()}
+            return JSONResponse(body, problem.status, problem_headers(problem))
         return JSONResponse({"status": "ready", "model": self._settings.name, "decoder_isolation": self._isolation})
+
+    async def _try(self) -> str | None:
+        """Has one token generated; returns how decoders are kept off the network, None if the model does not answer."""
+        messages = [{"role": "user", "content": "Hi"}]
+        order = Order(f"ready-{uuid.uuid4().hex}", messages, [], Decoding(1), _READY_WITHIN_S)
+        try:
+            async with asyncio.timeout(_READY_WITHIN_S):
+                async for _ in self._backend.answer(order):
+                    pass
+                return await self._backend.isolation()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
+            logger.warning("not ready: %s", type(error).__name__)
+            return None
 
     async def metrics_text(self) -> Response:
         """Figures for Prometheus."""
         state = None
         with contextlib.suppress(Exception):  # the figures of this process are there without the engine's
             state = await self._backend.state()
-        text, kind = self._metrics.text(state)
+        text, kind = self.metrics.text(state)
         return Response(text, media_type=kind)
 
     async def models(self) -> dict[str, Any]:
@@ -132,16 +145,20 @@ class _Api:
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation, whole or as it is written."""
-        await request.body()  # the guard has read it; from now on there is nothing to receive but the client's leaving
-        call = _Call(request, self._backend, self._metrics, self._settings.limits.deadline_s)
+        # The guard has read it all; from now on there is nothing to receive but the client's leaving.
+        body = [part async for part in request.stream()]
+        call = _Call(request.scope, body, self._backend, self.metrics, self._settings.limits.deadline_s)
         try:
             first = await _unless_left(request, call.begin(self._settings, self.fetcher))
-            if not call.request.stream:
+            if not call.is_stream:
                 await _unless_left(request, call.complete(first))
                 return call.end(200, JSONResponse(call.completion.whole()))
         except _ClientLeftError:
             await call.stop()
             return call.end(CLIENT_LEFT, Response(status_code=CLIENT_LEFT))
+        except asyncio.CancelledError:  # how some servers say that the client left
+            call.end(CLIENT_LEFT)
+            raise
         except Exception as error:  # noqa: BLE001 - the rim: logged with the request's id, told in our own words
             await call.stop()
             return _error_response(call.failed(error))
@@ -149,32 +166,31 @@ class _Api:
 
 
 class _Call:
-    """One request for a completion, from its arrival to its end."""
+    """One request for a completion, from its arrival to its end.
 
-    def __init__(self, request: Request, backend: Backend, metrics: Metrics, deadline_s: float) -> None:
-        self._http, self._backend, self._metrics = request, backend, metrics
+    What it was asked is let go as soon as it is understood: a request may be as large as a video.
+    """
+
+    def __init__(self, scope: Scope, body: list[bytes], backend: Backend, metrics: Metrics, deadline_s: float) -> None:
+        self._scope, self._body, self._backend, self._metrics = scope, body, backend, metrics
         self._began = time.monotonic()
         self._deadline = self._began + deadline_s
         self._first_token_s: float | None = None
         self._is_ended = False
         self._events: Any = None
+        self.is_stream = False
         metrics.began()
 
     @property
     def id(self) -> str:
-        return str(self._http.scope["valley.id"])
+        return str(self._scope["valley.id"])
 
     async def begin(self, settings: ServeSettings, fetcher: Fetcher) -> list[Event]:
         """Understands the request; returns the first events, the first text among them."""
         async with asyncio.timeout(self._deadline - self._began):
-            body = await self._http.body()
-            parse = asyncio.to_thread(parse_request, body) if len(body) > _LARGE_BODY else _now(parse_request, body)
-            self.request = await parse
-            self.completion = Completion(self.id, self.request)
-            order = await _only_error(make_order(self.id, self.request, settings, fetcher))
-            del body
-            self._metrics.fetched(time.monotonic() - self._began)
+            order = await self._understand(settings, fetcher)
             self._events = self._backend.answer(order)
+            del order
             first: list[Event] = []
             async for event in self._events:
                 first.append(event)
@@ -182,6 +198,19 @@ class _Call:
                 if not isinstance(event, Start):
                     return first
             return first
+
+    async def _understand(self, settings: ServeSettings, fetcher: Fetcher) -> Order:
+        body = b"".join(self._body)
+        self._body.clear()
+        parse = asyncio.to_thread(parse_request, body) if len(body) > _LARGE_BODY else _now(parse_request, body)
+        request = await parse
+        self.is_stream = bool(request.stream)
+        self.completion = Completion(self.id, request)
+        parsed_at = time.monotonic()
+        order = await _only_error(make_order(self.id, request, settings, fetcher))
+        if order.media:
+            self._metrics.fetched(time.monotonic() - parsed_at)
+        return order
 
     async def complete(self, first: list[Event]) -> None:
         """Waits for the end of the answer."""
@@ -227,7 +256,7 @@ class _Call:
         if not self._is_ended:
             self._is_ended = True
             self._metrics.ended(status)
-            client = self._http.scope.get("valley.client") or "-"
+            client = self._scope.get("valley.client") or "-"
             logger.info("%s client=%s status=%d seconds=%.3f", self.id, client, status, time.monotonic() - self._began)
         return response  # type: ignore[return-value]
 
@@ -240,8 +269,6 @@ class _EventStream(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
         writing = asyncio.create_task(self._write(send))
         leaving = asyncio.create_task(_left(receive))
         try:
@@ -257,7 +284,9 @@ class _EventStream(Response):
         async def put(data: bytes, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
         completion = self._call.completion
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             for event in self._first:
                 for data in completion.events(event):
@@ -265,6 +294,8 @@ class _EventStream(Response):
             async for event in self._call.rest():
                 for data in completion.events(event):
                     await put(data)
+        except SlowClientError:
+            raise
         except Exception as error:  # noqa: BLE001 - the rim: the client is told in the stream, without [DONE]
             await put(error_event(self._call.failed(error)), more=False)
             return
@@ -277,17 +308,19 @@ async def _unless_left(request: Request, work: Awaitable[T]) -> T:
 
     Raises:
         _ClientLeftError: it left; the work was cancelled.
+        EngineError: the work was cancelled by somebody else.
     """
     task = asyncio.ensure_future(work)
     leaving = asyncio.create_task(_left(request.receive))
     try:
         await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
     finally:
+        has_left = leaving.done()
         leaving.cancel()
         task.cancel()  # nothing happens to one that is done
         await asyncio.gather(task, leaving, return_exceptions=True)
     if task.cancelled():
-        raise _ClientLeftError
+        raise _ClientLeftError if has_left else EngineError("cancelled")
     return task.result()
 
 
@@ -316,6 +349,7 @@ def _error_response(problem: Problem) -> Response:
 
 
 async def _tell_error(_: Request, error: Exception) -> Response:
+    """Tells what went wrong; what nobody foresaw is raised again behind it, and logged by whoever runs the app."""
     return _error_response(problem_of(error))
 
 

@@ -31,7 +31,7 @@ class Completion:
     """
 
     def __init__(self, request_id: str, request: ChatRequest) -> None:
-        self._request = request
+        self._with_frames = bool(request.return_frames)  # not the request itself: it may hold a whole video
         self._with_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": request.model}
         self._text = ""
@@ -55,14 +55,14 @@ class Completion:
         message = {"role": "assistant", "content": self._text}
         choice = {"index": 0, "message": message, "finish_reason": self.finish.reason, "logprobs": None}
         body = {**self._head, "object": "chat.completion", "choices": [choice], "usage": self._usage()}
-        return body | ({"valley": self._seen(self.start)} if self._request.return_frames else {})
+        return body | ({"valley": self._seen(self.start)} if self._with_frames else {})
 
     def events(self, event: Event) -> Iterator[bytes]:
         """Takes what comes from the model, and yields the server-sent events for it."""
         self.take(event)
         match event:
             case Start():
-                seen = {"valley": self._seen(event)} if self._request.return_frames else {}
+                seen = {"valley": self._seen(event)} if self._with_frames else {}
                 yield self._chunk({"role": "assistant", "content": ""}, more=seen)
             case Piece(text=text) if text:
                 yield self._chunk({"content": text})
@@ -105,4 +105,5 @@ def error_event(problem: Problem) -> bytes:
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    # In ASCII: some clients take U+2028 and the like for the end of a line.
+    return f"data: {json.dumps(body, separators=(',', ':'))}\n\n".encode()

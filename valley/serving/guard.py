@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from valley.errors import OverloadError, RequestError
+from valley.errors import OverloadError, RequestError, ServingError
 from valley.serving.keys import Keys
 from valley.serving.problems import Problem, problem_of
 from valley.serving.settings import RequestLimits
 
+logger = logging.getLogger(__name__)
+
 OPEN_PATHS = ("/health",)
-"""What nobody needs a key for."""
+"""What nobody needs a key to read."""
+_MOST_HEADER_BYTES = 1 << 16
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _RETRY_AFTER_S = 2.0
 _CHALLENGES = (b"Bearer", b'Basic realm="valley", charset="UTF-8"')
@@ -33,6 +38,10 @@ _HEADERS = {
 }
 
 
+class SlowClientError(Exception):
+    """The client does not read what it asked for."""
+
+
 class Guard:
     """Lets requests through that are allowed, whole, and not too large.
 
@@ -44,10 +53,18 @@ class Guard:
         limits: what a request may cost.
         keys: of those who may come in; None: everybody.
         hosts: names of this server; empty: with keys any, else this machine's own.
+        count: is told the status of each request that is turned away.
     """
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits, keys: Keys | None, hosts: tuple[str, ...]) -> None:
-        self._app, self._limits, self._keys = app, limits, keys
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: RequestLimits,
+        keys: Keys | None,
+        hosts: tuple[str, ...],
+        count: Callable[[int], None],
+    ) -> None:
+        self._app, self._limits, self._keys, self._count = app, limits, keys, count
         self._hosts = {host.lower() for host in hosts or (() if keys else _LOCAL)}
         self._in_hand = 0
 
@@ -56,11 +73,17 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            await self._handle(scope, receive, self._patient(send))
+            scope["valley.id"] = uuid.uuid4().hex
+            try:
+                await self._handle(scope, receive, self._patient(send, scope["valley.id"]))
+            except SlowClientError:
+                logger.info("%s is given up: the client does not read", scope["valley.id"])
+        else:
+            await receive()
+            await send({"type": "websocket.close"})  # before it is accepted: 403
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        scope["valley.id"] = uuid.uuid4().hex
         try:
             scope["valley.client"] = self._check(scope, headers)
             if scope["method"] != "POST":
@@ -68,28 +91,41 @@ class Guard:
                 return
             self._check_post(headers)
         except RequestError as error:
-            await refuse(send, problem_of(error))
+            await self._refuse(send, error)
             return
         if self._in_hand >= self._limits.max_requests:
-            await refuse(send, problem_of(OverloadError("", _RETRY_AFTER_S)))
+            await self._refuse(send, OverloadError("", _RETRY_AFTER_S))
             return
         self._in_hand += 1
         try:
             try:
                 body = await self._read(receive)
             except RequestError as error:
-                await refuse(send, problem_of(error))
+                await self._refuse(send, error)
                 return
             if body is not None:
                 await self._app(scope, _replayed(body, receive), send)
         finally:
             self._in_hand -= 1
 
+    async def _refuse(self, send: Send, error: ServingError) -> None:
+        problem = problem_of(error)
+        self._count(problem.status)
+        body = json.dumps(problem.body()).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
+        if problem.status == 401:
+            headers += [(b"www-authenticate", challenge) for challenge in _CHALLENGES]
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> str:
         """Returns the name of the client's key, empty where none is needed."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADER_BYTES:
+            raise RequestError("", "the headers are too long", code="headers_too_large", status=431)
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             raise RequestError("", "this server is not known by that name", code="unknown_host")
-        if self._keys is None or scope["path"] in OPEN_PATHS:
+        if self._keys is None or (scope["method"] == "GET" and scope["path"] in OPEN_PATHS):
             return ""
         name = self._keys.name_of(headers.get("authorization", ""))
         if name is None:
@@ -129,33 +165,22 @@ class Guard:
         except TimeoutError:
             raise RequestError("", "the body did not come in time", code="request_timeout", status=408) from None
 
-    def _patient(self, send: Send) -> Send:
-        """Adds what every answer says to browsers, and gives up on clients that do not read."""
+    def _patient(self, send: Send, request_id: str) -> Send:
+        """Adds what every answer says, and gives up on clients that do not read."""
 
         async def patient(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message.get("headers", ())}
-                more = [
-                    (name.encode(), value.encode()) for name, value in _HEADERS.items() if name.encode() not in given
-                ]
+                ours = {**_HEADERS, "x-request-id": request_id}
+                more = [(name.encode(), value.encode()) for name, value in ours.items() if name.encode() not in given]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
-            async with asyncio.timeout(self._limits.write_timeout_s):
-                await send(message)
+            try:
+                async with asyncio.timeout(self._limits.write_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise SlowClientError from None
 
         return patient
-
-
-async def refuse(send: Send, problem: Problem) -> None:
-    """Sends an error as a whole answer."""
-    import json
-
-    body = json.dumps(problem.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
-    if problem.status == 401:
-        headers += [(b"www-authenticate", challenge) for challenge in _CHALLENGES]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def problem_headers(problem: Problem) -> dict[str, str]:

@@ -38,7 +38,8 @@ def make_key(file: Path, name: str) -> str:
     key = _PREFIX + secrets.token_urlsafe(32)
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
-    part.touch(mode=0o600)
+    part.unlink(missing_ok=True)  # one that was left behind might be for all to read
+    part.touch(mode=0o600, exist_ok=False)
     part.write_text(yaml.safe_dump({**hashes, name: _hash(key)}))
     part.replace(file)
     return key

@@ -67,6 +67,10 @@ class Metrics:
         self._in_hand.dec()
         self._requests.labels(self._model, str(status)).inc()
 
+    def refused(self, status: int) -> None:
+        """One was turned away at the door."""
+        self._requests.labels(self._model, str(status)).inc()
+
     def fetched(self, seconds: float) -> None:
         """Its media have been read."""
         self._histograms["fetch_seconds"].observe(seconds)

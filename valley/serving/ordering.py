@@ -14,6 +14,11 @@ from valley.serving.service import Medium, Order
 from valley.serving.settings import ServeSettings
 from valley.serving.sources import read_source
 
+_CHARACTERS_PER_TOKEN = 64
+"""More than text has, whatever the tokenizer: what is longer than the context for certain is not tokenised at all."""
+_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6
+"""Smaller ones draw the likeliest token always, but for what float32 makes of them."""
+
 
 async def make_order(request_id: str, request: ChatRequest, settings: ServeSettings, fetcher: Fetcher) -> Order:
     """Returns what the model is asked for.
@@ -22,7 +27,7 @@ async def make_order(request_id: str, request: ChatRequest, settings: ServeSetti
     is a user's.
 
     Raises:
-        RequestError: a rule or a limit is broken.
+        RequestError: a rule or a limit is broken; found out before any medium is read.
         MediaError: a medium cannot be had.
     """
     _check(request, settings)
@@ -36,15 +41,15 @@ async def make_order(request_id: str, request: ChatRequest, settings: ServeSetti
     async with asyncio.TaskGroup() as group:
         reading = [group.create_task(_read(part, label, settings, fetcher)) for part, label in places]
     limits = settings.limits
-    asked = request.max_completion_tokens or request.max_tokens or 0
+    temperature = limits.temperature if request.temperature is None else request.temperature
     return Order(
         id=request_id,
         messages=[_message(message) for message in request.messages],
         media=[task.result() for task in reading],
         decoding=Decoding(
-            max_tokens=asked,
-            temperature=limits.temperature if request.temperature is None else request.temperature,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            max_tokens=request.asked_tokens,
+            temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
+            top_p=1.0 if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
             seed=request.seed,
             stop=tuple(request.stop or ()),
             min_tokens=request.min_tokens or 0,
@@ -74,10 +79,28 @@ def _check(request: ChatRequest, settings: ServeSettings) -> None:
     for kind, most, name in ((VideoPart, limits.max_videos, "videos"), (ImagePart, limits.max_images, "images")):
         if (count := sum(isinstance(part, kind) for part in parts)) > most:
             raise RequestError("messages", f"{count} {name}, the most being {most}", code="too_many_media")
+    _check_length(request, settings.engine.max_tokens)
+
+
+def _check_length(request: ChatRequest, most: int) -> None:
+    """Finds out cheaply what is far too long; the engine's own count is made once there is a prompt."""
+    num_characters = sum(len(text) for message in request.messages for text in _texts(message))
+    if num_characters > most * _CHARACTERS_PER_TOKEN:
+        reason = f"{num_characters} characters of text are more than {most} tokens, prompt and answer together"
+        raise RequestError("messages", reason, code="context_length_exceeded")
+    if request.asked_tokens >= most:
+        reason = f"prompt and answer take {most} tokens together at most, and the answer alone may take "
+        raise RequestError("max_tokens", f"{reason}{request.asked_tokens}", code="context_length_exceeded")
 
 
 def _parts(message: ChatMessage) -> list[Any]:
     return [] if isinstance(message.content, str) else list(message.content)
+
+
+def _texts(message: ChatMessage) -> list[str]:
+    if isinstance(message.content, str):
+        return [message.content]
+    return [part.text for part in message.content if isinstance(part, TextPart)]
 
 
 async def _read(part: ImagePart | VideoPart, label: str, settings: ServeSettings, fetcher: Fetcher) -> Medium:

@@ -18,6 +18,11 @@ from valley.errors import RequestError
 _MOST_STOPS, _LONGEST_STOP = 4, 256
 _MOST_PARTS = 512
 _SEED = 2**63 - 1
+_LEAST_FPS = 1e-3
+_PARTS = ("text", "image_url", "video_url")
+_OUR_WORDS = {"model_type": "expected an object", "model_attributes_type": "expected an object"}
+_MOST_VALUES = 1 << 18
+"""Lists, objects and their entries in one body: a hundred MB of `[],[],…` would become gigabytes."""
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
@@ -111,7 +116,7 @@ class ChatMessage(_Model):
     """One turn. Media belong into a user's turn; a system message comes first."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=_MOST_PARTS)]
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=_MOST_PARTS, fail_fast=True)]
 
 
 class StreamOptions(_Model):
@@ -124,14 +129,14 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Stop = Annotated[Text, Field(min_length=1, max_length=_LONGEST_STOP)]
+Stop = Annotated[str, Field(min_length=1, max_length=_LONGEST_STOP), AfterValidator(_is_text)]
 
 
 class ChatRequest(_Model):
     """A request for a chat completion. `null` stands for the default everywhere."""
 
     model: Text
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -143,12 +148,21 @@ class ChatRequest(_Model):
     n: Literal[1] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     """The model may not end its answer before (beyond OpenAI's)."""
-    fps: Annotated[float, Field(gt=0)] | None = None
+    fps: Annotated[float, Field(ge=_LEAST_FPS)] | None = None
     """Frames a second to look at (beyond OpenAI's); the server's limit holds."""
     num_frames: Annotated[int, Field(ge=1)] | None = None
     """Frames to look at, spread over the video, in place of `fps` (beyond OpenAI's); the server's limit holds."""
     return_frames: bool | None = None
     """Send the frames that were looked at, small, with their times (beyond OpenAI's): `valley.media` of the answer."""
+
+    @property
+    def asked_tokens(self) -> int:
+        """Longest answer that is asked for; 0: nothing is said of it."""
+        return self.max_completion_tokens or self.max_tokens or 0
+
+
+class _NotJSONError(ValueError):
+    """What Python's parser lets pass."""
 
 
 def parse_request(body: bytes) -> ChatRequest:
@@ -173,30 +187,41 @@ def parse_request(body: bytes) -> ChatRequest:
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > _MOST_VALUES:
+        raise RequestError("", f"the body has more than {_MOST_VALUES} values", code="invalid_json")
     try:
-        tree = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        tree = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
     except UnicodeDecodeError:
         raise RequestError("", "the body is not UTF-8", code="invalid_json") from None
     except RecursionError:
         raise RequestError("", "the body is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else f": {error}"
-        raise RequestError("", f"the body is not JSON{where}", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        raise RequestError("", f"the body is not JSON at character {error.pos}", code="invalid_json") from None
+    except _NotJSONError as error:
+        raise RequestError("", f"the body is not JSON: {error}", code="invalid_json") from None
+    except ValueError:  # an integer of more digits than Python reads
+        raise RequestError("", "a number in the body is too long", code="invalid_json") from None
     if not isinstance(tree, dict):
         raise RequestError("", "the body is not a JSON object", code="invalid_json")
     return tree
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise _NotJSONError(f"{name} is not a number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise _NotJSONError("a number is too large")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
-        raise ValueError("an object has a key twice")
-    if any(isinstance(value, float) and math.isinf(value) for value in tree.values()):
-        raise ValueError("a number is too large")
+        raise _NotJSONError("an object has a key twice")
     return tree
 
 
@@ -205,23 +230,29 @@ def _explained(error: ValidationError) -> RequestError:
     details = error.errors(include_url=False, include_input=False, include_context=False)
     detail = max(details, key=lambda detail: len(detail["loc"]))  # of a union, the member that came furthest
     path = ""
+    before: int | str = ""
     for place in detail["loc"]:
         if isinstance(place, int):
             path += f"[{place}]"
-        elif not path.endswith(f".{place}") and not _is_kind(place):
+        elif not _is_member(place, before):
             path += f".{place}" if path else place
+        before = place
     if detail["type"] == "union_tag_invalid":
         return RequestError(f"{path}.type", "expected text, image_url or video_url")
     if detail["type"] == "union_tag_not_found":
         return RequestError(path, "expected an object with a type: text, image_url or video_url")
-    reason = detail["msg"].removeprefix("Value error, ")
+    reason = _OUR_WORDS.get(detail["type"], detail["msg"]).removeprefix("Value error, ")
+    reason = reason.replace(" after validation", "")
     code = "missing_required_parameter" if detail["type"] == "missing" else "invalid_value"
     return RequestError(path, f"{reason[0].lower()}{reason[1:]}", code=code)
 
 
-def _is_kind(place: str) -> bool:
-    """What pydantic puts into a location for the member of a union that it tried."""
-    return place == "str" or "[" in place or place in ("text", "image_url", "video_url")
+def _is_member(place: str, before: int | str) -> bool:
+    """What pydantic puts into a location for the member of a union that it tried: a type, or a part's after its number.
+
+    What follows such a member is a field, which may have the same name.
+    """
+    return "[" in place or (before == "content" and place == "str") or (isinstance(before, int) and place in _PARTS)
 
 
 def usage(prompt_tokens: int, completion_tokens: int, *, cached: int, visual: int) -> Mapping[str, Any]:

@@ -1,0 +1,548 @@
+"""The API as OpenAI's own client speaks it: what it answers, what it counts, and whom it lets in."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from asking import (
+    CHAT,
+    HTTP,
+    JSON,
+    FakeBackend,
+    assert_is_error,
+    assert_tells_nothing,
+    chat,
+    connect,
+    events,
+    figures,
+    picture,
+    post,
+    read_until,
+    two_words,
+)
+from serving_makers import asked, data_url, running, serve_settings, serving
+from training_makers import processor
+
+from valley.config import SettingsError
+from valley.media import sandbox
+from valley.serving.api import create_app
+from valley.serving.keys import Keys, make_key
+
+FRAMES = {"return_frames": True}
+
+
+@pytest.fixture(scope="module")
+def client(server: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def video(clip: Path) -> str:
+    return data_url(clip)
+
+
+def say(client: openai.OpenAI, messages: Any, **fields: Any) -> Any:
+    known = {"model": "valley", "max_tokens": 6, "temperature": 0} | fields
+    return client.chat.completions.create(messages=messages, **known)
+
+
+def image_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image(colour: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": image_url(picture(colour)), "detail": "high"}}
+
+
+def expected_tokens(messages: Any, num_frames: list[int]) -> tuple[int, int]:
+    """Tokens of a prompt by the processor's own count, and how many of them are visual."""
+    kinds = {"video_url": "video", "image_url": "image"}
+    turns = [
+        message
+        if isinstance(message["content"], str)
+        else {**message, "content": [{**part, "type": kinds.get(part["type"], "text")} for part in message["content"]]}
+        for message in messages
+    ]
+    ids = processor().encode_prompt(turns, num_frames)
+    marks = processor().tokenizer.convert_tokens_to_ids(["<im_patch>", "<vi_frame>"])
+    return len(ids), int(np.isin(ids, marks).sum())
+
+
+FRAME_LIST = "data:video/jpeg;base64," + ",".join(
+    base64.b64encode(picture(colour, "JPEG")).decode() for colour in ("red", "green", "blue", "white")
+)
+CONVERSATIONS: dict[str, tuple[Any, list[int]]] = {
+    # name: messages, frames of each medium at the model's own half a frame a second
+    "text": ([{"role": "user", "content": "what is it?"}], []),
+    "text parts": (
+        [{"role": "user", "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "is"}]}],
+        [],
+    ),
+    "video": (asked("what happens?", "VIDEO"), [3]),
+    "two videos": (asked("what differs?", "VIDEO", FRAME_LIST), [3, 4]),
+    "frame list": (asked("what happens?", FRAME_LIST), [4]),
+    "image": ([{"role": "user", "content": [image("red"), {"type": "text", "text": "which colour?"}]}], [1]),
+    "images": ([{"role": "user", "content": [image("red"), image("blue"), {"type": "text", "text": "and"}]}], [1, 1]),
+    "media without text": ([{"role": "user", "content": [image("red")]}], [1]),
+    "image and video": (
+        [{"role": "user", "content": [*asked("which?", "VIDEO")[0]["content"], image("red")]}],
+        [3, 1],
+    ),
+    "system": ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "what is it?"}], []),
+    "turns": (
+        [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+            *asked("what happens?", "VIDEO"),
+            {"role": "assistant", "content": "a square moves"},
+            {"role": "user", "content": [{"type": "text", "text": "to the left? "}, image("green")]},
+            {"role": "assistant", "content": [{"type": "text", "text": "no"}]},
+            {"role": "user", "content": "sure?"},
+        ],
+        [3, 1],
+    ),
+}
+
+
+def with_video(messages: Any, video: str) -> Any:
+    return json.loads(json.dumps(messages).replace('"VIDEO"', json.dumps(video)))
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_conversation_is_answered_and_its_tokens_are_counted_truly(
+    client: openai.OpenAI, video: str, name: str
+) -> None:
+    written, num_frames = CONVERSATIONS[name]
+    messages = with_video(written, video)
+    answer = say(client, messages, extra_body=FRAMES)
+    num_tokens, num_visual = expected_tokens(messages, num_frames)
+    assert num_visual == sum(processor().num_patches + frames for frames in num_frames)
+    assert answer.usage.prompt_tokens == num_tokens
+    assert answer.usage.prompt_tokens_details.visual_tokens == num_visual
+    assert answer.usage.total_tokens == num_tokens + answer.usage.completion_tokens
+    assert [len(medium["frames"]) for medium in answer.valley["media"]] == num_frames
+    choice = answer.choices[0]
+    assert (answer.object, answer.model, choice.index) == ("chat.completion", "valley", 0)
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert answer.id.startswith("chatcmpl-")
+
+
+def test_a_developer_message_is_a_system_message(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "what is it?"}
+    answers = [
+        say(client, [{"role": role, "content": "Be brief."}, question], max_tokens=12)
+        for role in ("system", "developer")
+    ]
+    assert answers[0].choices == answers[1].choices
+    assert answers[0].usage.prompt_tokens == answers[1].usage.prompt_tokens
+
+
+def streamed(client: openai.OpenAI, messages: Any, **fields: Any) -> tuple[str, list[Any]]:
+    chunks = list(say(client, messages, stream=True, **fields))
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices), chunks
+
+
+def test_a_stream_tells_what_the_whole_answer_tells(client: openai.OpenAI, video: str) -> None:
+    messages = asked("what happens?", video)
+    whole = say(client, messages, max_tokens=60)
+    text, chunks = streamed(client, messages, max_tokens=60, stream_options={"include_usage": True}, extra_body=FRAMES)
+    assert text == whole.choices[0].message.content
+    *said, finish, usage = chunks
+    assert finish.choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert [chunk.choices[0].finish_reason for chunk in said] == [None] * len(said)
+    assert [chunk.usage for chunk in (*said, finish)] == [None] * (len(said) + 1)
+    assert usage.choices == []
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [getattr(usage.usage, name) for name in counts] == [getattr(whole.usage, name) for name in counts]
+    assert said[0].choices[0].delta.role == "assistant"
+    assert len(said[0].valley["media"][0]["frames"]) == 3
+    assert len({chunk.id for chunk in chunks}) == len({chunk.created for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_options": {"include_usage": False}}, {"stream_options": None}])
+def test_a_stream_counts_only_when_asked_to_and_ends_with_done(server: str, options: dict[str, Any]) -> None:
+    response = post(server, chat(stream=True, **options))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, done = events(response.text)
+    assert done == "[DONE]"
+    assert all("usage" not in chunk for chunk in chunks)
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+
+
+def test_a_stream_is_ascii_for_clients_that_take_other_line_ends_for_ends(server: str) -> None:
+    response = post(server, chat(stream=True, temperature=2, seed=3, max_tokens=60))
+    assert response.content.isascii()
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in events(response.text)[:-1])
+    whole = post(server, chat(temperature=2, seed=3, max_tokens=60)).json()["choices"][0]["message"]["content"]
+    assert text == whole
+    assert not text.isascii()
+
+
+def test_a_seed_makes_a_draw_repeatable(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "what is it?"}]
+    texts = [
+        say(client, messages, temperature=1.0, seed=seed, max_tokens=24).choices[0].message.content
+        for seed in (7, 7, 8, 2**63 - 1, -(2**63))
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 4
+
+
+def test_the_least_of_top_p_and_temperature_is_the_likeliest_answer(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "what is it?"}]
+    likeliest = say(client, messages, max_tokens=24).choices[0].message.content
+    for fields in ({"top_p": 1e-9, "temperature": 1.0}, {"temperature": 1e-46}, {"temperature": 2, "top_p": 1e-46}):
+        assert say(client, messages, max_tokens=24, **fields).choices[0].message.content == likeliest
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+@pytest.mark.parametrize("most", [1, 5])
+def test_an_answer_is_as_long_as_asked(client: openai.OpenAI, name: str, most: int) -> None:
+    answer = say(client, [{"role": "user", "content": "what is it?"}], **{"max_tokens": None, name: most})
+    assert answer.usage.completion_tokens == most
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_stop_texts_end_the_answer_and_are_not_in_it(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "what is it?"}]
+    whole = say(client, messages, max_tokens=60)
+    text = whole.choices[0].message.content
+    start = next(place for place in range(4, len(text)) if text[place : place + 12].isascii())
+    stop = text[start : start + 12]
+    assert len(processor().tokenizer.encode(stop, add_special_tokens=False)) > 2
+    for stops in (stop, ["nobody says this", stop]):
+        answer = say(client, messages, max_tokens=60, stop=stops)
+        assert answer.choices[0].message.content == text[: text.index(stop)].rstrip()
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.completion_tokens < whole.usage.completion_tokens
+        assert streamed(client, messages, max_tokens=60, stop=stops)[0] == answer.choices[0].message.content
+
+
+def test_how_many_frames_are_looked_at_is_asked_for_and_clamped(video: str) -> None:
+    with serving("limits.max_frames=4", "limits.max_fps=1") as server:
+
+        def num_frames(**fields: Any) -> int:
+            seen = post(server, chat(messages=asked("what?", video), return_frames=True, max_tokens=1, **fields)).json()
+            (medium,) = seen["valley"]["media"]
+            assert len(medium["times_s"]) == len(medium["frames"])
+            assert all(frame.startswith("data:image/jpeg;base64,") for frame in medium["frames"])
+            return len(medium["frames"])
+
+        assert num_frames() == 3  # six seconds at half a frame a second
+        assert num_frames(fps=0.2) == 2
+        assert num_frames(fps=1e9) == 4
+        assert num_frames(num_frames=2) == 2
+        assert num_frames(num_frames=10**9) == 4
+        assert num_frames(fps=1e9, num_frames=None) == 4
+
+
+def test_frames_come_only_when_asked_for(server: str, video: str) -> None:
+    assert "valley" not in post(server, chat(messages=asked("what?", video))).json()
+
+
+def test_models_are_listed_and_found_by_name(server: str, client: openai.OpenAI) -> None:
+    assert [(model.id, model.object, model.owned_by) for model in client.models.list()] == [
+        ("valley", "model", "valley")
+    ]
+    assert client.models.retrieve("valley").created > 0
+    assert_is_error(HTTP.get(f"{server}/v1/models/gpt-4"), 404, "model_not_found", "model")
+    with pytest.raises(openai.NotFoundError):
+        say(client, [{"role": "user", "content": "?"}], model="gpt-4")
+
+
+def test_a_server_lives_and_is_ready(server: str) -> None:
+    assert HTTP.get(f"{server}/health").json() == {"status": "ok"}
+    ready = HTTP.get(f"{server}/ready", timeout=60)
+    assert ready.status_code == 200
+    body = ready.json()
+    assert (body["status"], body["model"]) == ("ready", "valley")
+    assert body["decoder_isolation"] == sandbox.isolation()
+
+
+def test_a_server_whose_model_fails_is_not_ready_and_says_so_in_openais_form() -> None:
+    class Broken(FakeBackend):
+        async def isolation(self) -> str:
+            raise RuntimeError("a secret of 0xdead at /tmp/x")
+
+    backend = Broken(two_words)
+    with running(serve_settings(), backend) as server:
+        response = HTTP.get(f"{server}/ready")
+        assert_is_error(response, 503, "not_ready")
+        assert int(response.headers["retry-after"]) >= 1
+        assert HTTP.get(f"{server}/health").status_code == 200
+        assert post(server, chat()).status_code == 200
+
+
+def test_many_who_ask_whether_it_is_ready_cost_one_token() -> None:
+    async def ask(server: str) -> list[int]:
+        async with httpx.AsyncClient(base_url=server) as many:
+            return [answer.status_code for answer in await asyncio.gather(*(many.get("/ready") for _ in range(20)))]
+
+    backend = FakeBackend(two_words)
+    with running(serve_settings(), backend) as server:
+        assert asyncio.run(ask(server)) == [200] * 20
+        assert backend.num_begun == 1
+
+
+def test_what_happens_is_counted_truly(video: str) -> None:
+    with serving() as server:
+        before = figures(server)
+        usages = [
+            post(server, chat(text, messages=asked(text, video), max_tokens=5)).json()["usage"]
+            for text in ("what happens?", "which colour is it?")
+        ]
+        now = figures(server)
+        assert before["mm_cache_hits_total"] == before["requests_in_hand"] == 0
+        assert now["mm_cache_queries_total"] == 2
+        assert now["mm_cache_hits_total"] == 1
+        details = [usage["prompt_tokens_details"] for usage in usages]
+        assert details[0]["cached_tokens"] == 0
+        assert details[1]["cached_tokens"] > details[1]["visual_tokens"]
+        assert now["prefix_cache_hits_total"] == details[1]["cached_tokens"]
+        assert now["prefix_cache_queries_total"] == sum(usage["prompt_tokens"] for usage in usages)
+        assert now["prompt_tokens_total"] == now["prefix_cache_queries_total"]
+        assert now["visual_tokens_total"] == sum(detail["visual_tokens"] for detail in details)
+        assert now["generation_tokens_total"] == 10
+        assert now["requests_total 200"] == 2
+        twice = ("time_to_first_token", "e2e_request_latency", "request_queue_time", "time_per_output_token", "fetch")
+        assert [now[f"{name}_seconds_count"] for name in twice] == [2] * len(twice)
+        assert now["batch_size_count"] == now["batch_size_sum"] == 2
+        assert now["decode_seconds_count"] == now["encode_seconds_count"] == 1
+        assert now["decode_seconds_sum"] > 0
+        assert 0 < now["time_to_first_token_seconds_sum"] < now["e2e_request_latency_seconds_sum"]
+        assert_is_error(post(server, chat(model="gpt-4")), 404)
+        assert_is_error(post(server, chat(), **{"content-type": "text/plain"}), 415)
+        assert post(server, chat()).status_code == 200
+        now = figures(server)
+        assert [now[f"requests_total {status}"] for status in (200, 404, 415)] == [3, 1, 1]
+        assert now["fetch_seconds_count"] == 2
+        assert now["requests_in_hand"] == now["num_requests_running"] == now["num_requests_waiting"] == 0
+
+
+REFUSED = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": "auto",
+    "logprobs": True,
+    "top_logprobs": 2,
+    "response_format": {"type": "json_object"},
+    "n": 2,
+    "frequency_penalty": 0.5,
+    "presence_penalty": -0.5,
+    "logit_bias": {"7": 100},
+    "modalities": ["text", "audio"],
+    "audio": {"voice": "alloy", "format": "wav"},
+    "prediction": {"type": "content", "content": "x"},
+    "web_search_options": {},
+    "prompt_embeds": "AAAA",
+    "chat_template": "{{ messages }}",
+    "chat_template_kwargs": {"system": "x"},
+    "mm_processor_kwargs": {"max_pixels": 1e12},
+    "guided_json": {"type": "object"},
+    "top_k": 5,
+    "repetition_penalty": 1.2,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_known_and_not_supported_is_refused_by_name(server: str, name: str) -> None:
+    assert_is_error(post(server, chat(**{name: REFUSED[name]})), 400, param=name)
+
+
+def test_what_asks_for_nothing_or_is_unknown_changes_nothing(server: str) -> None:
+    nothing = {
+        "tools": [], "tool_choice": "auto", "logprobs": False, "response_format": {"type": "text"}, "n": 1,
+        "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "top_p": 1, "modalities": ["text"],
+        "user": "anna", "store": False, "metadata": {"a": "b"}, "an_unknown_field": [{"deep": None}], "stop": [],
+    }  # fmt: skip
+    assert post(server, chat(**nothing)).json()["choices"] == post(server, chat()).json()["choices"]
+    assert post(server, chat(**dict.fromkeys(REFUSED))).json()["choices"] == post(server, chat()).json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "numbers"),
+    [
+        ({"max_tokens": 2040}, ["2040", "2048"]),  # with its prompt alone
+        ({"max_tokens": 2048}, ["2048"]),
+        ({"max_tokens": 10**9}, ["1000000000", "2048"]),
+        ({"messages": [{"role": "user", "content": "who? " * 2000}]}, ["2048"]),
+        ({"messages": [{"role": "user", "content": "who? " * 2_000_000}]}, ["10000000", "2048"]),
+    ],
+)
+def test_what_is_too_long_is_refused_with_the_numbers(server: str, fields: Any, numbers: list[str]) -> None:
+    said = assert_is_error(post(server, chat(**fields)), 400, "context_length_exceeded")
+    assert [number for number in numbers if number not in said] == []
+
+
+def test_the_client_raises_what_the_server_means(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(client, asked("what?", "http://127.0.0.1:1/x.mp4"))
+    assert (caught.value.code, caught.value.param) == ("media_refused", "messages[0].content[0]")
+    assert_tells_nothing(str(caught.value.body))
+    with pytest.raises(openai.BadRequestError) as caught:
+        say(client, [])
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "messages")
+
+
+def test_every_answer_has_an_id_that_the_log_knows(server: str, client: openai.OpenAI) -> None:
+    answers = [post(server, chat()), post(server, chat(model="x")), HTTP.get(f"{server}/nowhere")]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 3
+    assert answers[0].json()["id"] == f"chatcmpl-{ids[0]}"
+    assert say(client, [{"role": "user", "content": "?"}])._request_id
+
+
+# Keys
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    file = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    make_key(file, "bert")
+    return file, make_key(file, "anna")
+
+
+@pytest.fixture(scope="module")
+def locked(keys: tuple[Path, str], clip: Path) -> Iterator[str]:
+    settings = serve_settings(f"keys={keys[0]}", f"clips={clip.parent}")
+    with running(settings, FakeBackend(two_words)) as address:
+        yield address
+
+
+def basic(name: str, key: str) -> str:
+    return f"Basic {base64.b64encode(f'{name}:{key}'.encode()).decode()}"
+
+
+def all_routes(keys: tuple[Path, str], clip: Path) -> list[tuple[str, str]]:
+    app = create_app(FakeBackend(two_words), serve_settings(f"keys={keys[0]}", f"clips={clip.parent}"))
+    routes: Any = app._app.routes  # type: ignore[attr-defined]
+    return [(method, route.path) for route in routes for method in sorted(route.methods)]
+
+
+def test_every_route_but_health_needs_a_key(locked: str, keys: tuple[Path, str], clip: Path) -> None:
+    routes = all_routes(keys, clip)
+    assert {("GET", "/health"), ("POST", CHAT), ("GET", "/metrics"), ("GET", "/"), ("GET", "/openapi.json")} <= {
+        *routes
+    }
+    right = {"authorization": f"Bearer {keys[1]}"}
+    for method, route in [*routes, ("GET", "/nowhere"), ("POST", "/health"), ("OPTIONS", CHAT), ("HEAD", "/health")]:
+        path = route.replace("{name}", clip.name if "clips" in route else "valley")
+        for headers in ({}, {"authorization": "Bearer wrong"}):
+            answer = HTTP.request(method, locked + path, headers=headers, timeout=30)
+            if (method, path) == ("GET", "/health"):
+                assert answer.status_code == 200
+            else:
+                assert answer.status_code == 401, (method, path)
+                assert "Bearer" in answer.headers["www-authenticate"]
+                assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert HTTP.request(method, locked + path, headers=right | JSON, content=b"{}").status_code != 401
+
+
+def test_a_websocket_is_closed_at_the_door(locked: str) -> None:
+    with connect(locked) as client:
+        client.sendall(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert b" 40" in read_until(client, b"\r\n")
+
+
+def test_a_key_comes_as_a_bearer_token_or_as_basics_password(locked: str, keys: tuple[Path, str]) -> None:
+    for authorization in (f"Bearer {keys[1]}", f"bearer  {keys[1]}", basic("anna", keys[1]), basic("", keys[1])):
+        assert post(locked, chat(), authorization=authorization).status_code == 200
+    client = openai.OpenAI(base_url=f"{locked}/v1", api_key=keys[1], max_retries=0)
+    assert say(client, [{"role": "user", "content": "?"}]).choices[0].message.content == "two words"
+    with pytest.raises(openai.AuthenticationError) as caught:
+        say(client.with_options(api_key="sk-wrong"), [{"role": "user", "content": "?"}])
+    assert caught.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "Bearer", "KEY", "Bearer KEYx", "Bearer xKEY", "Token KEY", "Basic KEY", "Basic !!!!", "Bearer " + "k" * 30000,
+     "Basic " + base64.b64encode(b"\xff:\xff").decode(), "Bearer HASH", "Bearer KEY KEY"],
+)  # fmt: skip
+def test_whatever_is_no_key_is_401(locked: str, keys: tuple[Path, str], wrong: str) -> None:
+    digest = keys[0].read_text().split("anna: ")[1].split()[0]
+    authorization = wrong.replace("KEY", keys[1]).replace("HASH", digest)
+    answer = post(locked, chat(), authorization=authorization)
+    assert_is_error(answer, 401, "invalid_api_key")
+    assert keys[1] not in answer.text
+
+
+def test_a_key_elsewhere_than_in_its_header_is_none(locked: str, keys: tuple[Path, str]) -> None:
+    for name in ("key", "api_key", "authorization", "access_token"):
+        answer = post(locked, chat(), f"{CHAT}?{name}={keys[1]}")
+        assert_is_error(answer, 401, "invalid_api_key")
+        assert keys[1] not in answer.text
+    assert_is_error(post(locked, chat(), **{"x-api-key": keys[1]}), 401)
+    assert_is_error(post(locked, chat(), cookie=f"authorization={keys[1]}"), 401)
+
+
+def test_keys_are_neither_logged_nor_told(
+    locked: str, keys: tuple[Path, str], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    right = {"authorization": f"Bearer {keys[1]}"}
+    answers = [
+        post(locked, chat(), **right),
+        post(locked, chat(model="x"), **right),
+        post(locked, chat(stream=True), **right),
+        post(locked, chat(), f"{CHAT}?key={keys[1]}"),
+        HTTP.get(f"{locked}/metrics", headers=right),
+    ]
+    own = [record for record in caplog.records if record.name.startswith("valley")]
+    assert [
+        record.getMessage().split(" client=")[1].split()[0] for record in own if "client=" in record.getMessage()
+    ] == ["anna"] * 3
+    output = "".join(capfd.readouterr())
+    for secret in (keys[1], keys[0].read_text().split("anna: ")[1].split()[0]):
+        assert not any(secret in record.getMessage() for record in own)
+        assert not any(secret in answer.text or secret in str(answer.headers) for answer in answers)
+        assert secret not in output
+
+
+def test_a_file_of_keys_holds_hashes_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "keys.yaml"
+    file.parent.mkdir()
+    left_behind = file.with_name("keys.yaml.part")
+    left_behind.touch(mode=0o644)
+    keys = [make_key(file, name) for name in ("anna", "bert")]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    text = file.read_text()
+    assert not any(key in text or key.removeprefix("valley-") in text for key in keys)
+    assert all(len(key) > 40 for key in keys)
+    assert [Keys(file).name_of(f"Bearer {key}") for key in keys] == ["anna", "bert"]
+    assert [path.name for path in file.parent.iterdir()] == ["keys.yaml"]
+    for name in ("anna", "", "a b", "a\nb", "x" * 65, "../x"):
+        with pytest.raises(SettingsError):
+            make_key(file, name)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "anna: short", "anna: 7", "- x", "{", "\x00"])
+def test_what_is_no_file_of_keys_is_no_setting(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError):
+        Keys(file)
+    with pytest.raises(SettingsError):
+        Keys(tmp_path / "none")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "'::'", "192.168.1.7", "example.org", "127.0.0.1.example.org"])
+def test_others_reach_a_server_with_keys_only(tmp_path: Path, host: str) -> None:
+    with pytest.raises(SettingsError, match="keys"):
+        serve_settings(f"host={host}")
+    assert serve_settings(f"host={host}", f"keys={tmp_path / 'keys'}").host == host.strip("'")
