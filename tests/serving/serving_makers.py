@@ -21,7 +21,7 @@ from valley.config import load_settings
 from valley.serving.plain import LocalBackend, server_config
 from valley.serving.service import Service
 from valley.serving.settings import ServeSettings
-from valley.serving.viewing import decode_here
+from valley.serving.viewing import LocalDecoder
 
 
 def new_assistant() -> Assistant:
@@ -38,7 +38,7 @@ def serve_settings(*overrides: str) -> ServeSettings:
 def serving(*overrides: str, assistant: Assistant | None = None) -> Iterator[str]:
     """Runs a server on a free port of this machine; yields its address."""
     settings = serve_settings(*overrides)
-    service = Service(settings, decode_here, assistant or new_assistant())
+    service = Service(settings, LocalDecoder(), assistant or new_assistant())
     try:
         with running(settings, LocalBackend(service)) as address:
             yield address

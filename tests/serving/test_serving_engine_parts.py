@@ -109,6 +109,13 @@ def test_draws_follow_temperature_and_top_p() -> None:
     assert counts[1.0, 1e-6][0] == 1
 
 
+def test_tiny_temperatures_and_shares_choose_the_likeliest() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for decoding in (Decoding(1, 1e-46, seed=1), Decoding(1, 1.0, 1e-46, seed=1), Decoding(1, 5e-324, 5e-324, seed=1)):
+        tokens, usable = draw(logits, [decoding], [new_generator(decoding)])
+        assert (int(tokens[0]), bool(usable[0])) == (1, True)
+
+
 def test_a_row_that_cannot_be_used_is_told_and_changes_no_other() -> None:
     logits = torch.randn(3, 50)
     decodings = [Decoding(1, 1.0, seed=1), Decoding(1, 1.0, seed=2), Decoding(1)]

@@ -148,7 +148,8 @@ def _hold(route: Route) -> None:
     """Leaves it unanswered."""
 
 
-def test_a_clip_is_asked_about_twice(visit: Open, clip: Path) -> None:
+def test_a_clip_is_asked_about_twice(visit: Open, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", colour=(20, 120, 200))  # one that no other test has shown
     seen = visit(color_scheme="light", viewport={"width": 1200, "height": 860})
     expect(seen.page.locator(".clip")).to_have_count(1)
     _wait_for_picture(seen)

@@ -32,7 +32,7 @@ from valley.serving.api import create_app
 from valley.serving.engine.interface import EngineState
 from valley.serving.service import Event, Order, Service
 from valley.serving.settings import ServeSettings
-from valley.serving.viewing import Clip, Look, decode_here
+from valley.serving.viewing import Clip, LocalDecoder, Look
 from valley.training.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,13 @@ _RETRY_AFTER_S = 2.0
 class Decoder:
     """Decodes media of strangers, each in a child process without network that may be killed."""
 
+    def __init__(self) -> None:
+        self._decode = LocalDecoder(_DECODES_AT_ONCE)
+
     async def decode(self, look: Look) -> Clip | ValleyError:
         """Returns the frames of a medium, or why there are none: raised, Ray would log it as a failure."""
         try:
-            return await decode_here(look)
+            return await self._decode(look)
         except ValleyError as error:
             return error
 
@@ -70,7 +73,10 @@ class Model:
 
     def __init__(self, settings: str, decoder: DeploymentHandle[Any]) -> None:
         self._decoder = decoder
-        self._service = Service(ServeSettings.model_validate_json(settings), self._decode)
+        served = ServeSettings.model_validate_json(settings)
+        threads = served.engine.threads or max(1, int(served.ray.cpus_per_replica))
+        engine = served.engine.model_copy(update={"threads": threads})
+        self._service = Service(served.model_copy(update={"engine": engine}), self._decode)
 
     async def answer(self, order: Order) -> AsyncIterator[Event | ValleyError]:
         """Answers a request; what is wrong with it is the last event."""

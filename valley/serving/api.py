@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from valley.errors import EngineError, RequestError, ValleyError
+from valley.errors import EngineError, OverloadError, RequestError, ValleyError
 from valley.media.fetch import Fetcher
 from valley.serving.completion import Completion, error_event
 from valley.serving.engine.interface import Decoding, Finish, Piece
@@ -118,6 +118,8 @@ class _Api:
                 async for _ in self._backend.answer(order):
                     pass
                 return await self._backend.isolation()
+        except OverloadError:
+            return self._isolation or "unknown"  # it has more to do than it can, so it does something
         except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
             logger.warning("not ready: %s", type(error).__name__)
             return None
@@ -278,7 +280,7 @@ class _EventStream(Response):
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
             await self._call.stop()
-            self._call.end(CLIENT_LEFT)
+            self._call.end(200 if self._call.completion.finish else CLIENT_LEFT)
 
     async def _write(self, send: Send) -> None:
         async def put(data: bytes, *, more: bool = True) -> None:

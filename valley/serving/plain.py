@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable
 
 import uvicorn
 
 from valley.assistant.loading import Assistant
+from valley.errors import EngineError
 from valley.media import sandbox
 from valley.serving.api import create_app
 from valley.serving.engine.batching import batching_engine
@@ -16,11 +19,12 @@ from valley.serving.engine.interface import Engine
 from valley.serving.engine.settings import EngineSettings
 from valley.serving.service import Service
 from valley.serving.settings import ServeSettings
-from valley.serving.viewing import decode_here
+from valley.serving.viewing import LocalDecoder
 
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 10
+_WATCH_EVERY_S = 2.0
 
 
 def serve_plain(
@@ -35,9 +39,10 @@ def serve_plain(
     Raises:
         ValleyError: model or keys cannot be used.
     """
-    service = Service(settings, decode_here, new_engine=new_engine)
+    service = Service(settings, LocalDecoder(), new_engine=new_engine)
     try:
         server = uvicorn.Server(server_config(settings, LocalBackend(service)))
+        threading.Thread(target=_watch, args=(service, server), daemon=True).start()
         server.run()
     finally:
         service.close()
@@ -52,6 +57,17 @@ class LocalBackend:
     async def isolation(self) -> str:
         """How decoders are kept off the network."""
         return await asyncio.to_thread(sandbox.isolation)
+
+
+def _watch(service: Service, server: uvicorn.Server) -> None:
+    """Ends a server whose engine is gone, so that whoever started it can start it again."""
+    while not server.should_exit:
+        try:
+            service.engine.check_health()
+        except EngineError as error:
+            logger.critical("the server ends: %s", error)
+            server.should_exit = True
+        time.sleep(_WATCH_EVERY_S)
 
 
 def server_config(settings: ServeSettings, backend: LocalBackend) -> uvicorn.Config:

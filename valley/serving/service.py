@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 
 from valley.assistant.loading import Assistant, load
 from valley.errors import MediaError, RequestError
@@ -151,9 +152,11 @@ class Service:
     async def answer(self, order: Order) -> AsyncIterator[Event]:
         """Answers a request; see `Backend.answer`."""
         give_up_at = time.monotonic() + order.timeout_s
-        views = await asyncio.gather(*(self._view(medium, order) for medium in order.media))
-        prompt = await asyncio.to_thread(self._prompt, order.messages, views)
-        decoding = self._bounded(order.decoding, len(prompt))
+        views = await _all([self._view(medium, order) for medium in order.media])
+        order = replace(order, media=())  # which may be large, and is seen
+        ids = await asyncio.to_thread(self._ids, order.messages, views)
+        decoding = self._bounded(order.decoding, len(ids))
+        prompt = await asyncio.to_thread(self._prompt, ids, views)
         answer = self.engine.generate(Generation(order.id, prompt, decoding, give_up_at - time.monotonic()))
         yield Start(
             prompt_tokens=len(prompt),
@@ -193,13 +196,15 @@ class Service:
             return Sampling(mode="fps", fps=min(order.fps, limits.max_fps), max_frames=most)
         return own.model_copy(update={"max_frames": most, "num_frames": min(own.num_frames, limits.max_frames)})
 
-    @torch.inference_mode()
-    def _prompt(self, messages: Sequence[Message], views: Sequence[View]) -> Prompt:
-        model = self._assistant.model
+    def _ids(self, messages: Sequence[Message], views: Sequence[View]) -> Int64[np.ndarray, " L"]:
         try:
-            ids = self._assistant.processor.encode_prompt(messages, [len(view.times_s) for view in views])
+            return self._assistant.processor.encode_prompt(messages, [len(view.times_s) for view in views])
         except ValueError as error:
             raise RequestError("messages", str(error)) from None
+
+    @torch.inference_mode()
+    def _prompt(self, ids: Int64[np.ndarray, " L"], views: Sequence[View]) -> Prompt:
+        model = self._assistant.model
         keys = ids.copy()
         places = np.isin(ids, (model.config.image_patch_token_id, model.config.video_frame_token_id))
         if views:
@@ -222,3 +227,14 @@ class Service:
                 code="context_length_exceeded",
             )
         return replace(decoding, max_tokens=wanted)
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, View]]) -> list[View]:
+    """Waits for all of it; the first that fails ends the others."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from valley.errors import OverloadError
 from valley.media.decode import read_frames, sample_clip
 from valley.media.limits import Limits
 from valley.media.sampling import Sampling
@@ -24,6 +27,7 @@ from valley.model.video_processing import Framing
 from valley.serving.sources import Source
 
 _THUMBNAIL_PX = 112
+_RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class View:
 
 
 Decode = Callable[[Look], Awaitable[Clip]]
-"""Decodes in some other process: `decode_here`, or a deployment of decoders."""
+"""Decodes in some other process: a `LocalDecoder`, or a deployment of decoders."""
 
 
 def decode(look: Look) -> Clip:
@@ -119,9 +123,37 @@ def decode(look: Look) -> Clip:
     return Clip(pixels, times_s, tuple(thumbnail(picture, _THUMBNAIL_PX) for picture in pixels))
 
 
-async def decode_here(look: Look) -> Clip:
-    """Decodes on a thread of this process, which waits for a child process."""
-    return await asyncio.to_thread(decode, look)
+class LocalDecoder:
+    """Decodes on threads of this process, each of which waits for a child process; a `Decode`.
+
+    The threads are its own: media that take long hold up other media only.
+
+    Args:
+        at_once: media decoded at the same time; 0: one for each core.
+        most_waiting: media that may wait for that.
+    """
+
+    def __init__(self, at_once: int = 0, most_waiting: int = 64) -> None:
+        self._at_once, self._most_waiting = at_once or os.cpu_count() or 1, most_waiting
+        self._threads = ThreadPoolExecutor(self._at_once, "decode")
+        self._in_hand = 0
+
+    async def __call__(self, look: Look) -> Clip:
+        """Returns the frames of a medium.
+
+        Raises:
+            MediaError: it cannot be used.
+            OverloadError: too many wait already.
+        """
+        if self._in_hand >= self._at_once + self._most_waiting:
+            raise OverloadError("too many media are being decoded", _RETRY_AFTER_S)
+        self._in_hand += 1
+        work = asyncio.get_running_loop().run_in_executor(self._threads, decode, look)
+        work.add_done_callback(self._done)
+        return await work
+
+    def _done(self, work: asyncio.Future[Clip]) -> None:
+        self._in_hand -= 1
 
 
 class Viewer:
@@ -156,7 +188,10 @@ class Viewer:
             return replace(view, decode_s=0.0, encode_s=0.0, is_kept=True)
         task = self._coming.get(key)
         if task is None:
-            task = self._coming[key] = asyncio.create_task(self._look(key, look))
+            # In a context of its own: it is not the first one's alone, and must not end with it.
+            task = asyncio.create_task(self._look(key, look), context=contextvars.Context())
+            self._coming[key] = task
+            task.add_done_callback(lambda done: self._come(key, done))
         self._waiting[key] = self._waiting.get(key, 0) + 1
         try:
             return await asyncio.shield(task)
@@ -164,7 +199,9 @@ class Viewer:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
-                task.cancel()  # nobody wants it any more, or it is done
+                if not task.done():  # nobody wants it any more
+                    del self._coming[key]
+                    task.cancel()
 
     def close(self) -> None:
         """Forgets everything and ends the thread."""
@@ -173,23 +210,26 @@ class Viewer:
         self._tower.shutdown(cancel_futures=True)
 
     async def _look(self, key: str, look: Look) -> View:
-        try:
-            began = time.monotonic()
-            clip = await self._decode(look)
-            decoded = time.monotonic()
-            tokens = await asyncio.get_running_loop().run_in_executor(self._tower, self._encode, clip.pixels)
-            view = View(
-                tokens,
-                _keys(key, len(tokens)),
-                clip.times_s,
-                clip.thumbnails,
-                decode_s=decoded - began,
-                encode_s=time.monotonic() - decoded,
-            )
-            self._keep(key, view)
-            return view
-        finally:
-            self._coming.pop(key, None)
+        began = time.monotonic()
+        clip = await self._decode(look)
+        decoded = time.monotonic()
+        tokens = await asyncio.get_running_loop().run_in_executor(self._tower, self._encode, clip.pixels)
+        view = View(
+            tokens,
+            _keys(key, len(tokens)),
+            clip.times_s,
+            clip.thumbnails,
+            decode_s=decoded - began,
+            encode_s=time.monotonic() - decoded,
+        )
+        self._keep(key, view)
+        return view
+
+    def _come(self, key: str, task: asyncio.Task[View]) -> None:
+        if self._coming.get(key) is task:
+            del self._coming[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits for it hears of it; with nobody left it is no news
 
     @torch.inference_mode()
     def _encode(self, pixels: UInt8[np.ndarray, "T S S 3"]) -> Float[Tensor, "V H"]:

@@ -309,15 +309,17 @@ class BatchingEngine:
             logits_to_keep=torch.tensor(wanted or [0], device=self._device),
             step=step,
         ).logits[0]
+        asking = [*(answer for answer, is_whole in whole if is_whole), *writing]
+        drawn = self._draw(asking, logits) if asking else []
+        # Nothing has changed so far but what slots hold: a step that failed may be done again.
         self._moved_at = time.monotonic()
+        self._num_steps += 1
         for answer, length in chunks:
             answer.num_read += length
         for answer in writing:
             answer.num_read += 1
-        asking = [*(answer for answer, is_whole in whole if is_whole), *writing]
-        self._num_steps += 1
-        if asking:
-            self._write(asking, logits)
+        for answer, token in zip(asking, drawn, strict=True):
+            self._write(answer, token, len(asking))
 
     def _embeds(self, chunks: Sequence[tuple[_Answer, int]], writing: Sequence[_Answer]) -> Float[Tensor, "1 N H"]:
         parts = [
@@ -329,8 +331,8 @@ class BatchingEngine:
             parts.append(self._embed(last))
         return torch.cat(parts)[None].to(self._language_model.dtype)
 
-    def _write(self, answers: Sequence[_Answer], logits: Float[Tensor, "B V"]) -> None:
-        """Chooses the next token of each answer, and ends those that are complete."""
+    def _draw(self, answers: Sequence[_Answer], logits: Float[Tensor, "B V"]) -> list[int | None]:
+        """Returns the next token of each answer; None where its scores are not finite."""
         logits[:, self._suppressed] = float("-inf")
         for row, answer in enumerate(answers):
             if len(answer.tokens) < answer.generation.decoding.min_tokens:
@@ -338,23 +340,25 @@ class BatchingEngine:
         tokens, usable = draw(
             logits, [answer.generation.decoding for answer in answers], [answer.random for answer in answers]
         )
-        now = time.monotonic()
-        for answer, token, is_usable in zip(answers, tokens.tolist(), usable.tolist(), strict=True):
-            if not is_usable:
-                self._slots.clear(answer.slot)  # what is masked must be finite, too, for the slot's next answer
-                self._fail(answer, GenerationError("the model gave no finite scores for this prompt"))
-                continue
+        return [token if is_usable else None for token, is_usable in zip(tokens.tolist(), usable.tolist(), strict=True)]
+
+    def _write(self, answer: _Answer, token: int | None, batch_size: int) -> None:
+        """Adds a token to an answer, and ends it if it is complete."""
+        if token is None:
+            self._slots.clear(answer.slot)  # what is masked must be finite, too, for the slot's next answer
+            self._fail(answer, GenerationError("the model gave no finite scores for this prompt"))
+            return
+        try:
             if answer.is_reading:
-                answer.first_token_at = now
+                answer.first_token_at = time.monotonic()
                 self._keep_prefix(answer)
             answer.tokens.append(token)
-            answer.batch_sizes += len(answers)
+            answer.batch_sizes += batch_size
             self._num_tokens += 1
-            try:
-                self._tell(answer, token)
-            except Exception as error:
-                logger.exception("%s failed", answer.generation.id)
-                self._fail(answer, GenerationError(f"the answer cannot be told: {type(error).__name__}"))
+            self._tell(answer, token)
+        except Exception as error:
+            logger.exception("%s failed", answer.generation.id)
+            self._fail(answer, GenerationError(f"the answer cannot be told: {type(error).__name__}"))
 
     def _tell(self, answer: _Answer, token: int) -> None:
         text = "" if token in self._ends else answer.writer.add([token])

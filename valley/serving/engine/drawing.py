@@ -10,6 +10,9 @@ from torch import Tensor
 
 from valley.serving.engine.interface import Decoding
 
+_LEAST_TEMPERATURE = 1e-6
+"""Smaller ones would be 0 in single precision."""
+
 
 def new_generator(decoding: Decoding) -> torch.Generator:
     """Returns the source of one answer's random numbers."""
@@ -44,9 +47,12 @@ def draw(
         top_p = torch.tensor([decodings[row].top_p for row in drawn], device=device)
         uniform = torch.stack([torch.rand((), generator=generators[row]) for row in drawn]).to(device)
         rows = logits[torch.tensor(drawn, device=device)].nan_to_num(nan=0.0, posinf=0.0, neginf=float("-inf"))
-        probabilities, order = (rows / temperature[:, None]).softmax(-1).sort(-1, descending=True)
+        rows = (rows - rows.amax(-1, keepdim=True)) / temperature.clamp(min=_LEAST_TEMPERATURE)[:, None]
+        probabilities, order = rows.softmax(-1).sort(-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
-        kept = probabilities * (before < top_p[:, None])  # the likeliest always is
+        is_kept = before < top_p[:, None]
+        is_kept[:, 0] = True  # whatever rounding makes of a tiny `top_p`
+        kept = probabilities * is_kept
         cumulated = kept.cumsum(-1)
         place = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)
         last = (kept > 0).sum(-1, keepdim=True) - 1

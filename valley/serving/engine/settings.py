@@ -28,7 +28,8 @@ class EngineSettings(Settings):
     """Of weights and attention cache. `auto`: as saved on a GPU; on a CPU bfloat16 where it has instructions for it,
     float32 where it has not: there it is the faster of the two."""
     threads: NonNegativeInt = 0
-    """CPU threads of one pass through the model; 0: one for each core."""
+    """CPU threads of one pass through the model; 0: one for each core but one, which decoding and HTTP need, and on Ray
+    as many as the replica's CPUs. Threads that wait for a busy core make a step many times slower."""
     stuck_after_s: PositiveFloat = 60.0
     """An engine that has work and made no step for so long counts as dead."""
     pack_weights: bool = True
@@ -37,4 +38,4 @@ class EngineSettings(Settings):
     @property
     def num_threads(self) -> int:
         """CPU threads of one pass; Ray and others set the default of a process to one."""
-        return self.threads or os.cpu_count() or 1
+        return self.threads or max(1, (os.cpu_count() or 1) - 1)
