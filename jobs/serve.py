@@ -7,7 +7,11 @@ python jobs/serve.py model=runs/demo/finetune plain=true # in this one process, 
 Then http://127.0.0.1:8000 is the chat page, and http://127.0.0.1:8000/v1 what OpenAI's client takes for its base_url.
 """
 
+import os
 import sys
+
+# Pools of threads beside the engine's would have its threads sleep at every barrier.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from valley.launch import launch_serving
 

@@ -14,7 +14,8 @@ import socket
 import statistics
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ from valley.serving.settings import ServeSettings
 
 CLIPS, CONTEXT, TOKENS = 8, 300, 64
 """Of the engines by themselves: videos at once, tokens of each prompt, tokens of each answer."""
-REPEATS = 3
-LOAD_TOKENS, LOAD_REQUESTS, CLIENTS, CROWD = 32, 24, 8, 200
+REPEATS = 2
+LOAD_TOKENS, LOAD_REQUESTS, CLIENTS, CROWD = 32, 16, 8, 200
 _SLOTS = 8
 _MOMENT_S = 0.5
 
@@ -99,22 +100,42 @@ def make_clips(folder: Path, count: int) -> list[str]:
 
 
 def measure_engines(model: Path) -> dict[str, Any]:
-    """Decode-phase and end-to-end tokens a second of each engine, and of `generate` in bf16, for the same prompts."""
-    settings = EngineSettings(slots=CLIPS, max_tokens=CONTEXT + TOKENS, threads=os.cpu_count() or 1)
+    """Decode-phase and end-to-end tokens a second of each engine, and of `generate` in bf16, for the same prompts.
+
+    Each in a process of its own: the threads that one leaves behind would slow the next.
+    """
     own = load(model, device="cpu")
     dtype = serving_dtype("auto", own.model.dtype, own.model.device)
     figures: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
-    peers = {name: _cast(load(model, device="cpu"), kind) for name, kind in (("bf16", torch.bfloat16), ("best", dtype))}
-    for name, assistant in peers.items():
-        prompts = [_prompt(assistant, number) for number in range(CLIPS)]
-        one = OneAtATime(assistant, settings)
-        figures[f"generate, {name}"] = _peer_speed(one, [[prompts[0]]])
-        figures[f"static, {name}"] = _peer_speed(StaticBatches(assistant, settings), [prompts])
-    assistant = _cast(own, dtype)
-    engine = batching_engine(assistant, settings)
+    for name, kind in (("bf16", torch.bfloat16), ("best", dtype)):
+        figures |= _alone(_measure_peers, model, name, kind)
+    return figures | _alone(_measure_engine, model, dtype)
+
+
+def _alone(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    os.environ["OMP_NUM_THREADS"] = "1"  # but for the threads that ask for more
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def _settings() -> EngineSettings:
+    return EngineSettings(slots=CLIPS, max_tokens=CONTEXT + TOKENS, threads=os.cpu_count() or 1)
+
+
+def _measure_peers(model: Path, name: str, dtype: torch.dtype) -> dict[str, Any]:
+    assistant = _cast(load(model, device="cpu"), dtype)
     prompts = [_prompt(assistant, number) for number in range(CLIPS)]
-    figures["valley, alone"] = _engine_speed(engine, prompts[:1])
-    figures["valley"] = _engine_speed(engine, prompts)
+    return {
+        f"generate, {name}": _peer_speed(OneAtATime(assistant, _settings()), prompts[:1]),
+        f"static, {name}": _peer_speed(StaticBatches(assistant, _settings()), prompts),
+    }
+
+
+def _measure_engine(model: Path, dtype: torch.dtype) -> dict[str, Any]:
+    assistant = _cast(load(model, device="cpu"), dtype)
+    engine = batching_engine(assistant, _settings())
+    prompts = [_prompt(assistant, number) for number in range(CLIPS)]
+    figures = {"valley, alone": _engine_speed(engine, prompts[:1]), "valley": _engine_speed(engine, prompts)}
     engine.close()
     return figures
 
@@ -141,14 +162,13 @@ def _generations(prompts: Sequence[Prompt], tokens: int) -> list[Generation]:
     ]
 
 
-def _peer_speed(peer: Any, batches: Sequence[Sequence[Prompt]]) -> dict[str, float]:
+def _peer_speed(peer: Any, prompts: Sequence[Prompt]) -> dict[str, float]:
     """The decode phase is what an answer takes beyond one of a single token."""
     whole, first = [], []
     for _ in range(REPEATS):
-        for batch in batches:
-            whole.append(_seconds(lambda batch=batch: peer.write(_generations(batch, TOKENS))))
-            first.append(_seconds(lambda batch=batch: peer.write(_generations(batch, 1))))
-    total, prefill, size = statistics.median(whole), statistics.median(first), len(batches[0])
+        whole.append(_seconds(lambda: peer.write(_generations(prompts, TOKENS))))
+        first.append(_seconds(lambda: peer.write(_generations(prompts, 1))))
+    total, prefill, size = statistics.median(whole), statistics.median(first), len(prompts)
     return {"decode": size * (TOKENS - 1) / (total - prefill), "end_to_end": size * TOKENS / total}
 
 
@@ -192,8 +212,8 @@ def measure_load(name: str, model: Path, clips: Sequence[str]) -> dict[str, Any]
     with _server(name, model) as (url, _):
         closed_new, seconds_new = _timed(closed_loop(url, _asks(clips, "new"), CLIENTS))
         closed_again, seconds_again = _timed(closed_loop(url, _asks(clips, "again"), CLIENTS))
-        one_new = asyncio.run(closed_loop(url, _asks(clips[:6], "new", salt="!"), 1))
-        one_again = asyncio.run(closed_loop(url, _asks(clips[:6], "again", salt="!"), 1))
+        one_new = asyncio.run(closed_loop(url, _asks(clips[:4], "new", salt="!"), 1))
+        one_again = asyncio.run(closed_loop(url, _asks(clips[:4], "again", salt="!"), 1))
         per_second = 0.8 * len(clips) / seconds_again
         opened, seconds_open = _timed(open_loop(url, _asks(clips, "open"), per_second))
     return {
@@ -208,9 +228,9 @@ def measure_load(name: str, model: Path, clips: Sequence[str]) -> dict[str, Any]
 def measure_crowd(model: Path, clips: Sequence[str]) -> dict[str, Any]:
     """Many requests at once, and the memory afterwards, against what it was after a first crowd."""
     with _server("valley", model) as (url, process):
-        asyncio.run(closed_loop(url, _asks([*clips] * 9, "crowd")[:CROWD], CROWD))
+        asyncio.run(closed_loop(url, _asks([*clips] * (CROWD // len(clips) + 1), "crowd")[:CROWD], CROWD))
         before = process.memory_info().rss
-        outcomes = asyncio.run(closed_loop(url, _asks([*clips] * 9, "crowd")[:CROWD], CROWD))
+        outcomes = asyncio.run(closed_loop(url, _asks([*clips] * (CROWD // len(clips) + 1), "crowd")[:CROWD], CROWD))
         time.sleep(_MOMENT_S)
         after = process.memory_info().rss
     return {"statuses": statuses(outcomes), "rss_before": before, "rss_after": after}
@@ -243,7 +263,14 @@ def _server(engine: str, model: Path) -> Iterator[tuple[str, psutil.Process]]:
     """A server in a process of its own; yields its completions' URL and the process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [f"model={model}", f"port={port}", f"engine.slots={_SLOTS}", "engine.max_tokens=512", "page=false"]
+    words = [
+        f"model={model}",
+        f"port={port}",
+        f"engine.slots={_SLOTS}",
+        f"engine.threads={os.cpu_count() or 1}",
+        "engine.max_tokens=512",
+        "page=false",
+    ]
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(engine, words), daemon=True)
     process.start()
     try:

@@ -146,7 +146,7 @@ class Service:
             for parameter in assistant.model.parameters():  # not the buffers: rotary frequencies stay exact
                 parameter.data = parameter.data.to(dtype)
         self._assistant = assistant
-        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes, settings.engine.num_threads)
+        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes, settings.engine.spare_threads)
         self.engine = new_engine(assistant, settings.engine)
 
     async def answer(self, order: Order) -> AsyncIterator[Event]:

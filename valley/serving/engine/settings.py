@@ -39,3 +39,8 @@ class EngineSettings(Settings):
     def num_threads(self) -> int:
         """CPU threads of one pass; Ray and others set the default of a process to one."""
         return self.threads or max(1, (os.cpu_count() or 1) - 1)
+
+    @property
+    def spare_threads(self) -> int:
+        """CPU threads for the tower beside it."""
+        return max(1, (os.cpu_count() or 1) - self.num_threads)
