@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import torch
-from ray import serve
 from torch.nn.utils.rnn import pad_sequence
 
 from valley.assistant.loading import Assistant
@@ -17,6 +16,8 @@ from valley.assistant.writing import Writer
 from valley.serving.engine.batching import batching_engine
 from valley.serving.engine.interface import Engine, EngineState, Finish, Generation, Piece
 from valley.serving.engine.settings import EngineSettings
+
+_MOMENT_S = 0.1
 
 
 class _Generate:
@@ -90,27 +91,32 @@ class OneAtATime(_Generate):
 
 
 class StaticBatches(_Generate):
-    """`generate` on what has come together, by Ray Serve's batching; all wait for the longest."""
+    """`generate` on what has come together within a moment, as `serve.batch` collects it; all wait for the longest."""
 
     def __init__(self, assistant: Assistant, settings: EngineSettings) -> None:
         super().__init__(assistant, settings)
-
-        @serve.batch(max_batch_size=settings.slots, batch_wait_timeout_s=0.1)
-        async def write_batch(generations: list[Generation]) -> list[list[int]]:
-            return await asyncio.to_thread(self.write, generations)
-
-        self._write_batch: Any = write_batch
+        self._turn = asyncio.Lock()
+        self._waiting: list[tuple[Generation, asyncio.Future[list[int]]]] = []
 
     async def generate(self, generation: Generation) -> AsyncIterator[Piece | Finish]:
         """Yields the answer when its batch is complete."""
         asked_at = time.monotonic()
-        for event in self.tell(await self._write_batch(generation), asked_at):
+        written: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((generation, written))
+        async with self._turn:
+            if not written.done():
+                await asyncio.sleep(_MOMENT_S)
+                batch, self._waiting = self._waiting[: self._settings.slots], self._waiting[self._settings.slots :]
+                answers = await asyncio.to_thread(self.write, [one for one, _ in batch])
+                for (_, future), tokens in zip(batch, answers, strict=True):
+                    future.set_result(tokens)
+        for event in self.tell(await written, asked_at):
             yield event
 
 
 ENGINES: dict[str, tuple[str, Callable[[Assistant, EngineSettings], Engine]]] = {
     "generate": ("`generate`, one at a time", OneAtATime),
-    "static": ("`generate`, static batches (`serve.batch`)", StaticBatches),
+    "static": ("`generate`, static batches", StaticBatches),
     "valley": ("Valley's engine", batching_engine),
 }
 """Name on the command line -> what tables call it, and what builds it."""
