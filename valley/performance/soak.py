@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 from ray import serve
 
 from valley.config import load_settings
@@ -94,6 +95,7 @@ def soak_on_ray(folder: Path, requests: int, *, port: int = PORT) -> Soak:
     words = [f"model={folder / 'model'}", f"port={port}", "page=false", "engine.threads=1", "ray.replicas=2"]
     words += ["ray.cpus_per_replica=0.2", "ray.cpus_per_decoder=0.2", "ray.decoders=2", "engine.prefix_bytes=8000000"]
     settings = load_settings(ServeSettings, None, words)
+    is_ours = not ray.is_initialized()
     connect(ClusterSettings())
     serve.start(http_options=http_options(settings))
     serve.run(build(settings), name="valley", route_prefix="/")
@@ -102,6 +104,8 @@ def soak_on_ray(folder: Path, requests: int, *, port: int = PORT) -> Soak:
         return asyncio.run(_soak(settings, asks))
     finally:
         serve.shutdown()
+        if is_ours:
+            ray.shutdown()
 
 
 def mixed(clips: Sequence[str], count: int, *, seed: int = 0) -> list[Ask]:
