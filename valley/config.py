@@ -225,7 +225,7 @@ def _explain(model: type[BaseModel], details: Sequence[ErrorDetails]) -> list[st
     for detail in details:
         location = [str(part) for part in detail["loc"] if not _KIND.search(str(part))]
         reasons.setdefault(".".join(location), []).append(_reason(model, location, detail))
-    return [f"{path}: {' or '.join(some)}" for path, some in reasons.items()]
+    return [f"{path}: {' or '.join(some)}".removeprefix(": ") for path, some in reasons.items()]
 
 
 _KIND = re.compile(r"\[|-|^(int|float|str|bool|list|tuple|dict)$")

@@ -68,7 +68,7 @@ class ServeSettings(Settings):
 
     presets: ClassVar[Path] = PRESETS / "serve"
 
-    model: Weights = ""
+    model: Weights
     """Folder of a saved model, of the run that made it, or a name on a hub."""
     name: str = "valley"
     """What the API calls it."""
@@ -112,8 +112,6 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _needs_keys(self) -> Self:
-        if not self.model:
-            raise ValueError("model: which model to serve, e.g. model=runs/demo/finetune")
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(f"keys: whoever reaches {self.host} could use this server; name a file of API keys")
         return self

@@ -46,6 +46,6 @@ def _add_file(app: FastAPI, path: str, data: bytes, kind: str) -> None:
 
 def _find_clips(folder: str | None) -> dict[str, Path]:
     """Clips by their names; what is not listed here is never opened."""
-    if folder is None:
+    if not folder:
         return {}
     return {path.name: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in _CLIPS}
