@@ -98,6 +98,12 @@ def assert_is_error(response: httpx.Response, status: int, code: str | None = No
     return message
 
 
+def assert_is_well(server: str) -> None:
+    answer = post(server, chat(max_tokens=1))
+    assert answer.status_code == 200
+    assert answer.json()["usage"]["completion_tokens"] == 1
+
+
 def connect(server: str) -> socket.socket:
     host, port = server.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=30)
