@@ -50,11 +50,11 @@ def sample_times(
         return [0.0]
     if sampling.mode == "fps":
         count = max(1, math.ceil((info.duration_s - TOLERANCE_S) * sampling.fps))
-        return [index / sampling.fps for index in _spread(count, sampling.max_frames)]
+        return [index / sampling.fps for index in spread(count, sampling.max_frames)]
     if frame_times_s is None:
         num_frames = max(1, info.num_frames)
         frame_times_s = [index * info.duration_s / num_frames for index in range(num_frames)]
-    return [float(frame_times_s[index]) for index in _spread(len(frame_times_s), sampling.num_frames)]
+    return [float(frame_times_s[index]) for index in spread(len(frame_times_s), sampling.num_frames)]
 
 
 def expected_frames(info: MediaInfo, sampling: Sampling) -> int:
@@ -62,8 +62,8 @@ def expected_frames(info: MediaInfo, sampling: Sampling) -> int:
     return len(sample_times(info, sampling))
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """At most `most` indices below `count`, evenly from the first to the last."""
+def spread(count: int, most: int) -> list[int]:
+    """Returns at most `most` indices below `count`, evenly from the first to the last."""
     if count <= most:
         return list(range(count))
     return [int(index) for index in np.linspace(0, count - 1, most).round()]

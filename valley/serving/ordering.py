@@ -16,8 +16,6 @@ from valley.serving.sources import read_source
 
 _CHARACTERS_PER_TOKEN = 64
 """More than text has, whatever the tokenizer: what is longer than the context for certain is not tokenised at all."""
-_LEAST_TEMPERATURE, _LEAST_TOP_P = 1e-3, 1e-6
-"""Smaller ones draw the likeliest token always, but for what float32 makes of them."""
 
 
 async def make_order(request_id: str, request: ChatRequest, settings: ServeSettings, fetcher: Fetcher) -> Order:
@@ -41,15 +39,14 @@ async def make_order(request_id: str, request: ChatRequest, settings: ServeSetti
     async with asyncio.TaskGroup() as group:
         reading = [group.create_task(_read(part, label, settings, fetcher)) for part, label in places]
     limits = settings.limits
-    temperature = limits.temperature if request.temperature is None else request.temperature
     return Order(
         id=request_id,
         messages=[_message(message) for message in request.messages],
         media=[task.result() for task in reading],
         decoding=Decoding(
             max_tokens=request.asked_tokens,
-            temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
-            top_p=1.0 if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
+            temperature=limits.temperature if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
             seed=request.seed,
             stop=tuple(request.stop or ()),
             min_tokens=request.min_tokens or 0,

@@ -78,7 +78,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Start:
-    """The request is understood, and the engine has it.
+    """The request is understood, and its media have been looked at.
 
     Attributes:
         prompt_tokens: length of the prompt.

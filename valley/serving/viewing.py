@@ -20,7 +20,7 @@ from torch import Tensor
 from valley.errors import OverloadError
 from valley.media.decode import read_frames, sample_clip
 from valley.media.limits import Limits
-from valley.media.sampling import Sampling
+from valley.media.sampling import Sampling, spread
 from valley.media.thumbnail import thumbnail
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.video_processing import Framing
@@ -114,7 +114,8 @@ def decode(look: Look) -> Clip:
         frames = sample_clip(look.source.data, look.sampling, limits=look.limits, **look.framing)
         pixels, times_s = frames.pixels, frames.times_s
     else:
-        chosen = _chosen(len(look.source.data), look.sampling)
+        most = look.sampling.max_frames if look.sampling.mode == "fps" else look.sampling.num_frames
+        chosen = spread(len(look.source.data), most)
         pictures = [
             sample_clip(look.source.data[number], look.sampling, limits=look.limits, **look.framing).pixels
             for number in chosen
@@ -253,11 +254,3 @@ def _keys(name: str, count: int) -> Int64[np.ndarray, " V"]:
     """Negative numbers that stand for the positions of one medium, and of no other."""
     start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
     return -1 - (start + np.arange(count, dtype=np.int64))
-
-
-def _chosen(count: int, sampling: Sampling) -> list[int]:
-    """Which frames of a list are looked at: all of them, thinned evenly to as many as wanted."""
-    most = sampling.max_frames if sampling.mode == "fps" else sampling.num_frames
-    if count <= most:
-        return list(range(count))
-    return [int(number) for number in np.linspace(0, count - 1, most).round()]
