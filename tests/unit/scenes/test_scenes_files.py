@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -225,17 +224,33 @@ def test_clips_that_nothing_says_are_ours_are_left_alone(tmp_path):
     assert contents(tmp_path) == {"train/train-holiday.mp4": hashlib.sha256(b"not ours").hexdigest()}
 
 
+KILLED_IN_THE_FOURTH = """
+import itertools, os, signal, sys
+from valley.data.scenes import encode, make_scenes
+
+paint, clip = encode.pictures, itertools.count(1)
+
+def pictures(scene):
+    last = next(clip) == 4
+    for number, picture in enumerate(paint(scene)):
+        if last and number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield picture
+
+encode.pictures = pictures
+make_scenes(sys.argv[1], **{arguments})
+"""
+
+
 def test_a_killed_run_leaves_only_whole_clips_and_is_continued(tmp_path):
     arguments = {"num_train": 24, "num_heldout": 0, "seed": 1, "kinds": ("count",)}
-    code = f"import sys; from valley.data.scenes import make_scenes; make_scenes(sys.argv[1], **{arguments})"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3])
-    while process.poll() is None and len(list((tmp_path / "train").glob("train-*.mp4"))) < 3:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    code = KILLED_IN_THE_FOURTH.replace("{arguments}", repr(arguments))
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -signal.SIGKILL
     finished = list((tmp_path / "train").glob("train-*.mp4"))
+    assert len(finished) == 3
+    assert len(list((tmp_path / "train").glob(".train-*.mp4"))) == 1  # the one it was at
     planned = {scene.id: scene for scene in plan_scenes("train", 24, seed=1, kinds=("count",))}
-    for path in finished[:5]:
+    for path in finished:
         assert len(decode(path)) == planned[path.stem].num_frames
     assert make_scenes(tmp_path, **arguments, workers=2).num_made == 24 - len(finished)
     assert len(records(tmp_path / "train.json")) == 24

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from killable_run import OLDEST_GONE_ON_FROM
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 from training_makers import run_ranks, run_settings, write_data
@@ -33,8 +33,6 @@ from valley.training.tracking import read_curve
 
 RUN = Path(__file__).with_name("killable_run.py")
 STEPS_PER_EPOCH = 5
-OLDEST_GONE_ON_FROM = 5
-"""A killed run has a checkpoint of so many steps, or more."""
 
 
 def settings_in(folder: Path, **changes: Any) -> RunSettings:
@@ -46,34 +44,12 @@ def settings_in(folder: Path, **changes: Any) -> RunSettings:
     return settings.model_copy(update={"train": settings.train.model_copy(update={"epochs": 4})})
 
 
-def start(settings: RunSettings, log: Path) -> subprocess.Popen[bytes]:
+def run_apart(settings: RunSettings, log: Path, *last_step: str) -> int:
+    """Runs in a process of its own; its exit status, negative if a signal ended it."""
     file = log.with_suffix(".json")
     file.write_text(settings.model_dump_json())
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(RUN), str(file), str(log)], env=environment)
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    assert process.wait(timeout=200) == 0
-
-
-def kill_after(process: subprocess.Popen[bytes], settings: RunSettings, step: int) -> None:
-    """Kills a run, with no chance to tidy up, once it has taken so many steps and has a checkpoint of some of them.
-
-    A checkpoint is written while the training goes on, and is complete when the next one is due at the latest.
-    """
-    curves = Path(settings.output) / "metrics.jsonl"
-    give_up_s = time.monotonic() + 200
-    while (
-        not curves.exists()
-        or len(read_curve(curves, "train/loss")) < step
-        or not any(found.step >= OLDEST_GONE_ON_FROM for found in store.complete(checkpoints_of(settings)))
-    ):
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < give_up_s
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, str(RUN), str(file), str(log), *last_step]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200, check=False).returncode
 
 
 def losses(settings: RunSettings) -> dict[int, float]:
@@ -100,9 +76,9 @@ def consumed(log: Path) -> list[tuple[int, str]]:
 def test_killed_and_started_again_a_run_ends_in_the_same_bits(engine: str, every_steps: int, tmp_path: Path) -> None:
     changes = {"engine": {"name": engine, "overlap_comm": False}, "checkpoint": {"every_steps": every_steps}}
     straight, broken = (settings_in(tmp_path / name, **changes) for name in ("straight", "broken"))
-    finish(start(straight, tmp_path / "straight.log"))
-    kill_after(start(broken, tmp_path / "first.log"), broken, step=8)
-    finish(start(broken, tmp_path / "second.log"))
+    assert run_apart(straight, tmp_path / "straight.log") == 0
+    assert run_apart(broken, tmp_path / "first.log", "8") == -signal.SIGKILL
+    assert run_apart(broken, tmp_path / "second.log") == 0
 
     record = record_of(broken)
     assert record is not None
