@@ -24,7 +24,7 @@ from valley.errors import EngineError
 from valley.serving.engine.backbone import prepare_backbone
 from valley.serving.engine.drawing import draw, new_generator
 from valley.serving.engine.interface import Decoding
-from valley.serving.engine.packing import PackedLinear, pack_linear_layers, serving_dtype
+from valley.serving.engine.packing import pack_linear_layers, serving_dtype
 from valley.serving.engine.prefix import PrefixCache
 from valley.serving.engine.slots import Chunk, Slots, Step
 
@@ -153,18 +153,26 @@ def test_prefixes_are_found_by_their_longest_common_part_and_forgotten_by_use() 
     assert cache.num_bytes <= 2 * size
 
 
-def test_packed_layers_compute_the_same_for_any_number_of_rows() -> None:
-    linear = torch.nn.Linear(40, 24)
-    packed = PackedLinear(linear)
-    for rows in (1, 3, 8, 100):
-        value = torch.randn(2, rows, 40)
-        torch.testing.assert_close(packed(value), linear(value), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str)
+def test_layers_laid_out_anew_compute_the_same_for_any_number_of_rows(dtype: torch.dtype, tolerance: float) -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(40, 24, dtype=dtype)).eval()
+    values = [torch.randn(2, rows, 40, dtype=dtype) for rows in (1, 3, 8, 100)]
+    with torch.inference_mode():
+        before = [layers(value) for value in values]
+        assert pack_linear_layers(layers) == 1
+        for value, expected in zip(values, before, strict=True):
+            torch.testing.assert_close(layers(value), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_model_laid_out_anew_computes_the_same_and_keeps_its_embedding() -> None:
     assistant = new_assistant()
     ids = torch.arange(6)[None]
     with torch.inference_mode():
         before = assistant.model(input_ids=ids).logits
         assert pack_linear_layers(assistant.model.language_model) == 2 * 7 + 1
         torch.testing.assert_close(assistant.model(input_ids=ids).logits, before, rtol=1e-4, atol=1e-4)
+    assert assistant.model.language_model.lm_head.weight.stride()[0] == 1
+    assert assistant.model.get_input_embeddings().weight.is_contiguous()
 
 
 def test_the_dtype_is_what_the_processor_is_fast_in() -> None:

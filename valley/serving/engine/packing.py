@@ -1,7 +1,9 @@
 """A language model on a CPU: the dtype that the processor is fast in, and weights laid out for a few rows at a time.
 
-`nn.Linear` lays its weight out anew for every multiplication by more than one row, which takes longer than the
-multiplication. oneDNN can do that once; torch's own compiler uses the same operators.
+`nn.Linear` keeps its weight as `[out, in]`. A product with a few rows then lays the weight out anew each time, which
+takes longer than the product. In float32 it is enough to keep it as `[in, out]` in memory: as fast as before for one
+row, and twice to three times as fast for a few. In half precision oneDNN wants a layout of its own, which it can make
+once; torch's compiler uses the same operators.
 """
 
 from __future__ import annotations
@@ -49,9 +51,9 @@ class PackedLinear(nn.Module):
 
 
 def pack_linear_layers(model: nn.Module) -> int:
-    """Replaces the linear layers of a model on a CPU, where oneDNN is there and computes the same; returns how many.
+    """Lays out the weights of the linear layers of a model on a CPU; returns how many.
 
-    Weights that others share (an embedding's) stay theirs.
+    Weights that others share (an embedding's) stay theirs. Layers that oneDNN cannot do, or does otherwise, stay.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return 0
@@ -59,10 +61,12 @@ def pack_linear_layers(model: nn.Module) -> int:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                packed = _packed(child)
-                if packed is None:
+                if child.weight.dtype == torch.float32:  # `[in, out]` in memory, `[out, in]` to look at
+                    child.weight = nn.Parameter(child.weight.detach().t().contiguous().t(), requires_grad=False)
+                elif packed := _packed(child):
+                    setattr(module, name, packed)
+                else:
                     return num_packed
-                setattr(module, name, packed)
                 num_packed += 1
     return num_packed
 
@@ -73,8 +77,7 @@ def _packed(linear: nn.Linear) -> PackedLinear | None:
     try:
         packed = PackedLinear(linear)
         probe: Any = torch.randn(2, linear.in_features, dtype=linear.weight.dtype)
-        tolerance = 1e-4 if linear.weight.dtype == torch.float32 else 5e-2
-        torch.testing.assert_close(packed(probe), linear(probe), rtol=tolerance, atol=tolerance * 10)
+        torch.testing.assert_close(packed(probe), linear(probe), rtol=5e-2, atol=0.5)
     except (AttributeError, RuntimeError, AssertionError) as error:
         logger.warning("linear layers stay as they are: %s", str(error).splitlines()[0])
         return None
