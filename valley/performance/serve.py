@@ -44,7 +44,7 @@ from valley.serving.settings import ServeSettings
 
 CLIPS, CONTEXT, TOKENS = 8, 300, 64
 """Of the engines by themselves: videos at once, tokens of each prompt, tokens of each answer."""
-REPEATS = 1
+REPEATS = 3
 LOAD_TOKENS, LOAD_REQUESTS, CLIENTS, CROWD = 32, 16, 8, 200
 _SLOTS = 8
 _MOMENT_S = 0.5
