@@ -8,7 +8,8 @@
     │   ├── UnsupportedMediaError   not a video or image we read: playlist, script, text, unknown container or codec
     │   ├── DamagedMediaError       truncated or corrupt
     │   ├── MediaLimitError         larger or longer than the limits allow
-    │   ├── DecodeTimeoutError      the decoder passed its deadline or died
+    │   ├── DecodeTimeoutError      the decoder passed its deadline
+    │   │   └── DecoderDiedError    the decoder died
     │   ├── RefusedMediaError       a reference that is malformed, or that policy forbids to follow
     │   ├── UnreachableMediaError   the host it is on failed, or has no such file
     │   ├── FetchTimeoutError       it was not there within the deadline
@@ -101,7 +102,11 @@ class MediaLimitError(MediaError):
 
 
 class DecodeTimeoutError(MediaError):
-    """The decoder passed its deadline or died."""
+    """The decoder passed its deadline."""
+
+
+class DecoderDiedError(DecodeTimeoutError):
+    """The decoder died before it was done."""
 
 
 class RefusedMediaError(MediaError):
@@ -232,18 +237,7 @@ class RequestError(ServingError):
 
 
 class OverloadError(ServingError):
-    """Too many requests wait already.
-
-    Attributes:
-        retry_after_s: when it is worth another try.
-    """
-
-    def __init__(self, reason: str, retry_after_s: float) -> None:
-        self.reason, self.retry_after_s = reason, retry_after_s
-        super().__init__(reason)
-
-    def __reduce__(self) -> tuple[type[OverloadError], tuple[str, float]]:
-        return type(self), (self.reason, self.retry_after_s)
+    """Too many requests wait already."""
 
 
 class DeadlineError(ServingError):

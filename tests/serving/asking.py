@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -17,15 +17,15 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving_makers import running, serve_settings
 
+from valley.serving.contract import Event, Order, Start
 from valley.serving.engine.interface import EngineState, Finish, Piece
-from valley.serving.service import Event, Order, Start
 
 HTTP = httpx.Client(timeout=60, verify=False, trust_env=False)
 """One client for all: a new one reads every certificate of the machine."""
 CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
 START = Start(prompt_tokens=7, visual_tokens=0, media=(), decode_s=0.0, encode_s=0.0, num_kept=0)
-FINISH = Finish(reason="stop", num_tokens=2, num_cached=0, queue_s=0.0, first_token_s=0.0, batch_size=1.0)
+FINISH = Finish(reason="stop", num_tokens=2, num_cached=0, queue_s=0.0, batch_size=1.0)
 
 
 def chat(text: str = "what is it?", **fields: Any) -> dict[str, Any]:
@@ -175,11 +175,11 @@ class FakeBackend:
         num_left: answers that nobody waited for to the end.
     """
 
-    def __init__(self, script: Callable[[Order], AsyncIterator[Event]]) -> None:
+    def __init__(self, script: Callable[[Order], AsyncGenerator[Event]]) -> None:
         self._script = script
         self.num_begun = self.num_left = 0
 
-    async def answer(self, order: Order) -> AsyncIterator[Event]:
+    async def answer(self, order: Order) -> AsyncGenerator[Event]:
         self.num_begun += 1
         try:
             async for event in self._script(order):
@@ -195,17 +195,17 @@ class FakeBackend:
         return "namespace"
 
 
-async def two_words(order: Order) -> AsyncIterator[Event]:
+async def two_words(order: Order) -> AsyncGenerator[Event]:
     for event in (START, Piece("two ", 1), Piece("words", 2), FINISH):
         yield event
 
 
-async def nothing(order: Order) -> AsyncIterator[Event]:
+async def nothing(order: Order) -> AsyncGenerator[Event]:
     yield START
     await asyncio.Event().wait()
 
 
-async def one_word(order: Order) -> AsyncIterator[Event]:
+async def one_word(order: Order) -> AsyncGenerator[Event]:
     yield START
     yield Piece("one", 1)
     await asyncio.Event().wait()
@@ -216,7 +216,7 @@ def words_of(order: Order) -> str:
 
 
 @contextlib.contextmanager
-def faked(script: Callable[[Order], AsyncIterator[Event]], *overrides: str) -> Iterator[tuple[str, FakeBackend]]:
+def faked(script: Callable[[Order], AsyncGenerator[Event]], *overrides: str) -> Iterator[tuple[str, FakeBackend]]:
     """A server whose answers follow a script."""
     backend = FakeBackend(script)
     with running(serve_settings(*overrides), backend) as address:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import openai
 import pytest
 from asking import (
     HTTP,
+    START,
     FakeBackend,
     assert_is_error,
     assert_tells_nothing,
@@ -27,7 +29,10 @@ from asking import (
 from serving_makers import asked, data_url, running, serve_settings, serving
 from training_makers import processor
 
+from valley.errors import DeadlineError
 from valley.media import sandbox
+from valley.serving.contract import Event, Order
+from valley.serving.engine.interface import EngineState
 
 FRAMES = {"return_frames": True}
 
@@ -272,6 +277,32 @@ def test_a_server_whose_model_fails_is_not_ready_and_says_so_in_openais_form() -
         assert int(response.headers["retry-after"]) >= 1
         assert HTTP.get(f"{server}/health").status_code == 200
         assert post(server, chat()).status_code == 200
+
+
+@pytest.mark.parametrize(("moves", "status"), [(True, 200), (False, 503)])
+def test_a_server_with_too_much_to_do_is_ready_as_long_as_it_moves(moves: bool, status: int) -> None:
+    class Busy(FakeBackend):
+        steps = 0
+
+        async def state(self) -> EngineState:
+            self.steps += moves
+            return EngineState(running=1, waiting=9, slots=1, steps=self.steps, tokens=0)
+
+    async def late(order: Order) -> AsyncGenerator[Event]:
+        yield START
+        raise DeadlineError("no answer within 30 s")
+
+    with running(serve_settings(), Busy(late)) as server:
+        assert HTTP.get(f"{server}/ready").status_code == status
+
+
+def test_figures_are_told_without_the_engines() -> None:
+    class Gone(FakeBackend):
+        async def state(self) -> EngineState:
+            return await asyncio.Event().wait()
+
+    with running(serve_settings(), Gone(two_words)) as server:
+        assert figures(server)["requests_in_hand"] == 0
 
 
 def test_many_who_ask_whether_it_is_ready_cost_one_token() -> None:

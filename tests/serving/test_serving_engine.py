@@ -160,6 +160,31 @@ def test_scores_that_are_not_finite_end_one_answer_and_leave_nothing_behind(
     assert [one.text for one in after] == [answers[0], answers[1], answers[2]]
 
 
+def test_a_prompt_that_is_given_up_unread_leaves_nothing_behind() -> None:
+    assistant = new_assistant()
+    engine = new_engine(assistant, slots=2, chunk_tokens=4)
+    poisoned = make_prompt(assistant, "Poison " * 40)
+    poisoned.embeds[:] = float("nan")
+    mate, short = make_prompt(assistant, "Who? " * 60), make_prompt(assistant, "Hi")
+
+    async def main() -> tuple[Told, Told]:
+        writing = asyncio.create_task(tell(engine, mate, Told(), "mate", max_tokens=300, min_tokens=300))
+        while not engine.state().tokens:
+            await asyncio.sleep(0.001)
+        steps = engine.state().steps
+        leaving = asyncio.create_task(tell(engine, poisoned, Told(), "leaving"))
+        while engine.state().steps < steps + 5:
+            await asyncio.sleep(0.001)
+        leaving.cancel()
+        while engine.state().running > 1:
+            await asyncio.sleep(0.001)
+        return await tell(engine, short, Told(), "next"), await writing
+
+    for told in asyncio.run(main()):
+        assert told.finish
+    engine.close()
+
+
 def test_draws_belong_to_their_answer_alone(engine: BatchingEngine, smol: Assistant) -> None:
     asked = prompts(smol)
     together = asyncio.run(tell_all(engine, asked[:3], temperature=1.0, seed=7))

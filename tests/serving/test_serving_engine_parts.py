@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from transformers import (
 
 from valley.assistant.writing import Writer
 from valley.errors import EngineError
-from valley.serving.engine.backbone import prepare_backbone
+from valley.serving.engine.backbone import check_positions, prepare_backbone
 from valley.serving.engine.drawing import draw, new_generator
 from valley.serving.engine.interface import Decoding
 from valley.serving.engine.packing import pack_linear_layers, serving_dtype
@@ -151,6 +153,26 @@ def test_prefixes_are_found_by_their_longest_common_part_and_forgotten_by_use() 
     assert cache.num_bytes <= 2 * size
     cache.add(np.arange(1000), snapshot(1000))  # larger than everything
     assert cache.num_bytes <= 2 * size
+
+
+@pytest.mark.parametrize(
+    ("rope", "num_tokens", "is_fit"),
+    [
+        ({"rope_type": "default"}, 900, True),
+        ({"rope_type": "llama3", "original_max_position_embeddings": 100}, 900, True),
+        ({"rope_type": "dynamic"}, 512, True),
+        ({"rope_type": "dynamic"}, 513, False),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 100}, 101, False),
+        ({"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {"rope_type": "default"}}, 513, False),
+        (None, 900, True),
+    ],
+)
+def test_positions_that_hang_on_other_answers_are_refused(
+    rope: dict[str, Any] | None, num_tokens: int, is_fit: bool
+) -> None:
+    config = SimpleNamespace(rope_parameters=rope, max_position_embeddings=512)
+    with contextlib.nullcontext() if is_fit else pytest.raises(EngineError, match="max_tokens"):
+        check_positions(config, num_tokens)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)], ids=str)

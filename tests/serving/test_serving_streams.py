@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+import tracemalloc
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -41,8 +42,8 @@ from serving_makers import serve_settings, serving
 
 from valley.errors import DamagedMediaError, DeadlineError, EngineError, GenerationError, OverloadError
 from valley.serving.api import create_app
+from valley.serving.contract import Event, Order
 from valley.serving.engine.interface import Piece
-from valley.serving.service import Event, Order
 
 LONG = {"max_tokens": 1500}
 
@@ -96,6 +97,56 @@ def test_batch_mates_of_those_who_come_and_leave_write_what_they_write_alone() -
 # Clients that leave, of which the server knows in other ways
 
 
+def as_asgi(body: Any, server: tuple[str, int] = ("127.0.0.1", 8000)) -> tuple[dict[str, Any], Callable[[], Any]]:
+    """A request as a server hands it to the app, from a client that stays."""
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "root_path": "",
+             "http_version": "1.1", "headers": headers, "server": server}  # fmt: skip
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait()
+
+    return scope, receive
+
+
+@pytest.mark.parametrize(("server", "status"), [("127.0.0.1", 200), ("::1", 200), ("10.0.0.7", 400)])
+def test_without_keys_only_this_machine_is_answered_whoever_listens(server: str, status: int) -> None:
+    sent_messages: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent_messages.append(message)
+
+    app = create_app(FakeBackend(two_words), serve_settings())
+    asyncio.run(app(*as_asgi(chat(), (server, 8000)), send))
+    assert sent_messages[0]["status"] == status
+    assert (b"no_keys" in sent_messages[1]["body"]) == (status == 400)
+
+
+def test_nothing_holds_a_body_while_it_is_answered() -> None:
+    held: list[int] = []
+
+    async def weigh(order: Order) -> AsyncGenerator[Event]:
+        held.append(tracemalloc.get_traced_memory()[0])
+        for event in (START, FINISH):
+            yield event
+
+    def parts() -> Iterator[bytes]:
+        yield from [b" " * 65536] * 300
+        yield json.dumps(chat()).encode()
+
+    with faked(weigh) as (server, _):
+        post(server, chat())
+        tracemalloc.start()
+        try:
+            assert HTTP.post(server + CHAT, content=parts(), headers=JSON).status_code == 200
+        finally:
+            tracemalloc.stop()
+    assert held[-1] < 5_000_000
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("script", [nothing, one_word])
 def test_an_answer_ends_with_its_client(script: Any, stream: bool) -> None:
@@ -119,20 +170,11 @@ def test_an_answer_ends_with_the_task_that_handles_it(script: Any, stream: bool)
     async def run() -> tuple[int, str]:
         backend = FakeBackend(script)
         app = create_app(backend, serve_settings())
-        body = json.dumps(chat(stream=stream)).encode()
-        scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "root_path": "", "http_version": "1.1",
-                 "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")]}  # fmt: skip
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            return await asyncio.Event().wait()
 
         async def send(_: Any) -> None:
             return None
 
-        task = asyncio.create_task(app(scope, receive, send))
+        task = asyncio.create_task(app(*as_asgi(chat(stream=stream)), send))
         while not backend.num_begun:
             await asyncio.sleep(0)
         for _ in range(20):
@@ -157,14 +199,14 @@ FAILURES: list[tuple[Exception, int, str]] = [
     (OSError(28, "No space left on device", "/tmp/x"), 500, "internal_error"),
     (GenerationError("the model failed: /tmp/x"), 500, "model_error"),
     (EngineError("the replica at 10.0.0.7 is gone"), 503, "not_ready"),
-    (OverloadError("33 wait", 3.2), 429, "overloaded"),
+    (OverloadError("33 wait"), 429, "overloaded"),
     (DeadlineError("no answer"), 504, "timeout"),
     (DamagedMediaError("messages[0].content[0]", "it cannot be decoded"), 422, "media_damaged"),
 ]
 
 
-def failing(error: Exception, *, after: bool = False) -> Callable[[Order], AsyncIterator[Event]]:
-    async def script(order: Order) -> AsyncIterator[Event]:
+def failing(error: Exception, *, after: bool = False) -> Callable[[Order], AsyncGenerator[Event]]:
+    async def script(order: Order) -> AsyncGenerator[Event]:
         if words_of(order) == "well?":
             async for event in two_words(order):
                 yield event
@@ -220,7 +262,7 @@ def test_one_bad_request_harms_no_other() -> None:
         assert is_idle(server, status_200=10, status_500=10)
 
 
-async def interrupted(order: Order) -> AsyncIterator[Event]:
+async def interrupted(order: Order) -> AsyncGenerator[Event]:
     yield START
     raise asyncio.CancelledError
 
@@ -250,6 +292,26 @@ def test_a_deadline_within_a_stream_is_an_event() -> None:
         assert_is_error(post(server, chat()), 504, "timeout")
         eventually(lambda: backend.num_left == 2)
         assert is_idle(server, status_504=2)
+
+
+async def chatter(order: Order) -> AsyncGenerator[Event]:
+    yield START
+    while True:
+        yield Piece("x", 1)
+
+
+def test_a_deadline_that_passes_while_the_client_is_told_of_something_is_an_event() -> None:
+    sent_parts: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sent_parts.append(message["body"])
+            await asyncio.sleep(0.02)
+
+    app = create_app(FakeBackend(chatter), serve_settings("limits.deadline_s=0.2"))
+    asyncio.run(asyncio.wait_for(app(*as_asgi(chat(stream=True)), send), 30))
+    *_, last = events(b"".join(sent_parts).decode())
+    assert last["error"]["code"] == "timeout"
 
 
 def test_a_real_model_that_is_too_slow_is_504() -> None:
@@ -348,7 +410,7 @@ def test_a_body_in_chunks_is_413_as_soon_as_it_is_too_large() -> None:
         assert post(server, chat()).status_code == 200
 
 
-async def flood(order: Order) -> AsyncIterator[Event]:
+async def flood(order: Order) -> AsyncGenerator[Event]:
     yield START
     if words_of(order) == "all of it?":
         yield Piece("x" * 3_000_000, 1)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from asking import picture
 from serving_makers import new_assistant
 
-from valley.errors import DamagedMediaError, OverloadError
+from valley.errors import DamagedMediaError, DecodeTimeoutError, OverloadError
+from valley.media.decode import sample_clip
 from valley.media.sampling import Sampling
 from valley.serving.sources import Source, serving_limits
 from valley.serving.viewing import Clip, LocalDecoder, Look, Viewer, decode
@@ -33,6 +37,25 @@ class Gate:
             self.cancelled += 1
             raise
         return decode(look)
+
+
+def test_a_list_of_frames_has_the_deadline_of_one_clip(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        limits.append(options["limits"])
+        return sample_clip(*arguments, **options)
+
+    monkeypatch.setattr("valley.serving.viewing.sample_clip", noted)
+    files = (picture("red"), picture("green"), picture("blue"))
+    most = look.limits.deadline_s + 3 * look.limits.deadline_s_per_frame
+    assert len(decode(replace(look, source=Source(files, "frames"))).pixels) == 3
+    assert most > limits[0].deadline_s > limits[1].deadline_s > limits[2].deadline_s
+    assert {one.deadline_s_per_frame for one in limits} == {0.0}
+
+    brief = look.limits.model_copy(update={"deadline_s": 1e-9, "deadline_s_per_frame": 0.0})
+    with pytest.raises(DecodeTimeoutError):
+        decode(replace(look, source=Source(files, "frames"), limits=brief))
 
 
 def test_one_look_serves_all_and_ends_with_the_last_of_them(look: Look) -> None:

@@ -3,7 +3,7 @@
     client -> Ray's proxy -> Ingress (HTTP, fetching) -> Model (tower, engine; a GPU each) -> Decoder (CPUs)
 
 Tower and language model share a replica, for visual tokens are best left on the device they were made on. Orders and
-answers are the plain dataclasses of `valley.serving.service`; nothing in there knows of Ray.
+answers are the plain dataclasses of `valley.serving.contract`; nothing in there knows of Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -29,8 +30,9 @@ from valley.distributed.cluster import connect
 from valley.errors import EngineError, OverloadError, SettingsError, ValleyError
 from valley.media import sandbox
 from valley.serving.api import create_app
+from valley.serving.contract import Event, Order
 from valley.serving.engine.interface import EngineState
-from valley.serving.service import Event, Order, Service
+from valley.serving.service import Service
 from valley.serving.settings import ServeSettings
 from valley.serving.viewing import Clip, LocalDecoder, Look
 from valley.training.settings import ClusterSettings
@@ -42,7 +44,7 @@ _GRACE_S = 10.0
 _HEALTH_PERIOD_S = 5.0
 _DECODES_AT_ONCE = 2
 _MANY = 4096
-_RETRY_AFTER_S = 2.0
+_DRAIN_POLL_S = 0.2
 
 
 class Decoder:
@@ -74,9 +76,10 @@ class Model:
     def __init__(self, settings: str, decoder: DeploymentHandle[Any]) -> None:
         self._decoder = decoder
         served = ServeSettings.model_validate_json(settings)
-        threads = served.engine.threads or max(1, int(served.ray.cpus_per_replica))
-        engine = served.engine.model_copy(update={"threads": threads})
-        self._service = Service(served.model_copy(update={"engine": engine}), self._decode)
+        engine, share = served.engine, max(1, int(served.ray.cpus_per_replica))
+        threads = {"threads": engine.threads or share, "tower_threads": engine.tower_threads or share}
+        served = served.model_copy(update={"engine": engine.model_copy(update=threads)})
+        self._service = Service(served, self._decode)
 
     async def answer(self, order: Order) -> AsyncIterator[Event | ValleyError]:
         """Answers a request; what is wrong with it is the last event."""
@@ -135,9 +138,10 @@ class RayBackend:
         self._model = model
         self._stream: Any = model.options(stream=True)
 
-    async def answer(self, order: Order) -> AsyncIterator[Event]:
+    async def answer(self, order: Order) -> AsyncGenerator[Event]:
         """Answers a request; leaving the iterator cancels it in the replica."""
         answer = self._stream.answer.remote(order)
+        del order  # which may be large, and is on its way
         try:
             with _gone_is_an_error():
                 async for event in answer:
@@ -164,7 +168,7 @@ def _gone_is_an_error() -> Iterator[None]:
     try:
         yield
     except BackPressureError:
-        raise OverloadError("every replica is busy", _RETRY_AFTER_S) from None
+        raise OverloadError("every replica is busy") from None
     except (RayActorError, DeploymentUnavailableError):
         raise EngineError("the replica is gone") from None
 
@@ -190,7 +194,9 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 def build(settings: ServeSettings) -> serve.Application:
     """Returns the application of these settings: who runs where, and how many of them."""
     text, wanted = settings.model_dump_json(), settings.ray
-    gpus = 1 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0
+    gpus = wanted.gpus_per_replica
+    if gpus is None:
+        gpus = 1.0 if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) else 0.0
     grace_s = settings.limits.deadline_s + _GRACE_S
     common: dict[str, Any] = {"graceful_shutdown_timeout_s": grace_s, "health_check_period_s": _HEALTH_PERIOD_S}
     deployment: Any = serve.deployment
@@ -244,11 +250,21 @@ def serve_on_ray(settings: ServeSettings) -> None:
     logger.info("serving %s on http://%s:%d", settings.name, settings.host, settings.port)
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         over.wait()
-    except KeyboardInterrupt:
-        logger.info("answers that are being written are finished first")
-    serve.shutdown()
+    logger.info("answers that are being written are finished first; once more ends them")
+    try:
+        _drain(settings.limits.deadline_s + _GRACE_S)
+    finally:
+        serve.shutdown()
+
+
+def _drain(most_s: float) -> None:
+    """Takes the application away once what it has in hand is answered; a shutdown alone cuts every stream."""
+    serve.delete(_APPLICATION, _blocking=False)
+    give_up_at = time.monotonic() + most_s
+    while _APPLICATION in serve.status().applications and time.monotonic() < give_up_at:
+        time.sleep(_DRAIN_POLL_S)
 
 
 def http_options(settings: ServeSettings) -> HTTPOptions:

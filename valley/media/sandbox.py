@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from valley.errors import (
     DamagedMediaError,
+    DecoderDiedError,
     DecodeTimeoutError,
     EmptyMediaError,
     MediaLimitError,
@@ -143,7 +144,7 @@ class Reading:
         except TimeoutError:
             raise DecodeTimeoutError(self.name, f"not decoded within {self._deadline_s:g} s") from None
         except GoneError:
-            raise DecodeTimeoutError(self.name, f"the decoder process died: {self._child.end()}") from None
+            raise DecoderDiedError(self.name, f"the decoder process died: {self._child.end()}") from None
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -63,12 +62,11 @@ class _Generate:
         ends = set(self._assistant.processor.stop_token_ids)
         return [_until(row.tolist(), ends) for row in written]
 
-    def tell(self, tokens: list[int], asked_at: float) -> list[Piece | Finish]:
+    def tell(self, tokens: list[int]) -> list[Piece | Finish]:
         """Returns the events of an answer that is complete."""
         writer = Writer(self._assistant.processor)
         text = writer.add(tokens) + writer.end()
-        took_s = time.monotonic() - asked_at
-        return [Piece(text, len(tokens)), Finish("stop", len(tokens), 0, 0.0, took_s, 1.0)]
+        return [Piece(text, len(tokens)), Finish("stop", len(tokens), num_cached=0, queue_s=0.0, batch_size=1.0)]
 
 
 class OneAtATime(_Generate):
@@ -80,13 +78,12 @@ class OneAtATime(_Generate):
 
     async def generate(self, generation: Generation) -> AsyncIterator[Piece | Finish]:
         """Yields the answer at its end."""
-        asked_at = time.monotonic()
 
         def write() -> list[int]:
             with self._turn:
                 return self.write([generation])[0]
 
-        for event in self.tell(await asyncio.to_thread(write), asked_at):
+        for event in self.tell(await asyncio.to_thread(write)):
             yield event
 
 
@@ -100,7 +97,6 @@ class StaticBatches(_Generate):
 
     async def generate(self, generation: Generation) -> AsyncIterator[Piece | Finish]:
         """Yields the answer when its batch is complete."""
-        asked_at = time.monotonic()
         written: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._waiting.append((generation, written))
         async with self._turn:
@@ -110,7 +106,7 @@ class StaticBatches(_Generate):
                 answers = await asyncio.to_thread(self.write, [one for one, _ in batch])
                 for (_, future), tokens in zip(batch, answers, strict=True):
                     future.set_result(tokens)
-        for event in self.tell(await written, asked_at):
+        for event in self.tell(await written):
             yield event
 
 

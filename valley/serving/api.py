@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,18 +16,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from valley.errors import EngineError, OverloadError, RequestError, ValleyError
+from valley.errors import DeadlineError, EngineError, OverloadError, RequestError, ValleyError
 from valley.media.fetch import Fetcher
 from valley.serving.completion import Completion, error_event
+from valley.serving.contract import Backend, Event, Order, Start
 from valley.serving.engine.interface import Decoding, Finish, Piece
-from valley.serving.guard import Guard, SlowClientError, problem_headers
+from valley.serving.guard import Guard, SlowClientError
 from valley.serving.keys import Keys
 from valley.serving.metrics import Metrics
 from valley.serving.ordering import make_order
 from valley.serving.page import add_page
 from valley.serving.problems import CLIENT_LEFT, Problem, problem_of
 from valley.serving.schema import ChatRequest, parse_request
-from valley.serving.service import Backend, Event, Order, Start
 from valley.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _LARGE_BODY = 1 << 18
 """Bytes from which on a body is parsed on a thread of its own, so that others need not wait."""
 _READY_FOR_S, _NOT_READY_FOR_S = 5.0, 1.0
 """How long it is not asked again."""
-_READY_WITHIN_S = 30.0
+_READY_WITHIN_S, _STATE_WITHIN_S = 30.0, 2.0
 
 
 def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | None = None) -> ASGIApp:
@@ -106,20 +106,31 @@ class _Api:
         if self._isolation is None:
             problem = problem_of(EngineError("not ready"))
             body = {"status": "not ready", "model": self._settings.name, **problem.body()}
-            return JSONResponse(body, problem.status, problem_headers(problem))
+            return JSONResponse(body, problem.status, problem.headers())
         return JSONResponse({"status": "ready", "model": self._settings.name, "decoder_isolation": self._isolation})
 
     async def _try(self) -> str | None:
-        """Has one token generated; returns how decoders are kept off the network, None if the model does not answer."""
+        """Has one token generated; returns how decoders are kept off the network, None if the model does not answer.
+
+        A model that has more to do than it can is ready, too, as long as it moves.
+        """
         messages = [{"role": "user", "content": "Hi"}]
         order = Order(f"ready-{uuid.uuid4().hex}", messages, [], Decoding(1), _READY_WITHIN_S)
+        busy = self._isolation or "unknown"
         try:
-            async with asyncio.timeout(_READY_WITHIN_S):
-                async for _ in self._backend.answer(order):
-                    pass
-                return await self._backend.isolation()
-        except OverloadError:
-            return self._isolation or "unknown"  # it has more to do than it can, so it does something
+            async with asyncio.timeout(_STATE_WITHIN_S):
+                before = await self._backend.state()
+            try:
+                async with asyncio.timeout(_READY_WITHIN_S):
+                    async for _ in self._backend.answer(order):
+                        pass
+                    return await self._backend.isolation()
+            except OverloadError:
+                return busy
+            except (TimeoutError, DeadlineError):
+                async with asyncio.timeout(_STATE_WITHIN_S):
+                    moved = (await self._backend.state()).steps != before.steps
+                return busy if moved else None
         except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
             logger.warning("not ready: %s", type(error).__name__)
             return None
@@ -128,7 +139,8 @@ class _Api:
         """Figures for Prometheus."""
         state = None
         with contextlib.suppress(Exception):  # the figures of this process are there without the engine's
-            state = await self._backend.state()
+            async with asyncio.timeout(_STATE_WITHIN_S):
+                state = await self._backend.state()
         text, kind = self.metrics.text(state)
         return Response(text, media_type=kind)
 
@@ -149,84 +161,84 @@ class _Api:
         """Answers a conversation, whole or as it is written."""
         # The guard has read it all; from now on there is nothing to receive but the client's leaving.
         body = [part async for part in request.stream()]
-        call = _Call(request.scope, body, self._backend, self.metrics, self._settings.limits.deadline_s)
+        call = _Call(request.scope, self._backend, self.metrics, self._settings.limits.deadline_s)
         try:
-            first = await _unless_left(request, call.begin(self._settings, self.fetcher))
-            if not call.is_stream:
-                await _unless_left(request, call.complete(first))
-                return call.end(200, JSONResponse(call.completion.whole()))
+            completion, first = await _unless_left(request, call.begin(body, self._settings, self.fetcher))
+            if completion.is_stream:
+                return _EventStream(call, completion, first)
+            await _unless_left(request, call.complete(completion, first))
         except _ClientLeftError:
             await call.stop()
-            return call.end(CLIENT_LEFT, Response(status_code=CLIENT_LEFT))
+            call.end(CLIENT_LEFT)
+            return Response(status_code=CLIENT_LEFT)
         except asyncio.CancelledError:  # how some servers say that the client left
             call.end(CLIENT_LEFT)
             raise
         except Exception as error:  # noqa: BLE001 - the rim: logged with the request's id, told in our own words
             await call.stop()
             return _error_response(call.failed(error))
-        return _EventStream(call, first)
+        call.end(200)
+        return JSONResponse(completion.whole())
 
 
 class _Call:
-    """One request for a completion, from its arrival to its end.
+    """One request for a completion, from its arrival to its end."""
 
-    What it was asked is let go as soon as it is understood: a request may be as large as a video.
-    """
-
-    def __init__(self, scope: Scope, body: list[bytes], backend: Backend, metrics: Metrics, deadline_s: float) -> None:
-        self._scope, self._body, self._backend, self._metrics = scope, body, backend, metrics
+    def __init__(self, scope: Scope, backend: Backend, metrics: Metrics, deadline_s: float) -> None:
+        self._scope, self._backend, self._metrics = scope, backend, metrics
         self._began = time.monotonic()
-        self._deadline = self._began + deadline_s
+        self._deadline_s = deadline_s
         self._first_token_s: float | None = None
         self._is_ended = False
-        self._events: Any = None
-        self.is_stream = False
+        self._events: AsyncGenerator[Event] | None = None
         metrics.began()
 
     @property
     def id(self) -> str:
         return str(self._scope["valley.id"])
 
-    async def begin(self, settings: ServeSettings, fetcher: Fetcher) -> list[Event]:
-        """Understands the request; returns the first events, the first text among them."""
-        async with asyncio.timeout(self._deadline - self._began):
-            order = await self._understand(settings, fetcher)
-            self._events = self._backend.answer(order)
-            del order
+    def within_deadline(self) -> asyncio.Timeout:
+        """A context that ends with a TimeoutError when the time for the whole request is over."""
+        return asyncio.timeout(self._began + self._deadline_s - time.monotonic())
+
+    async def begin(
+        self, body: list[bytes], settings: ServeSettings, fetcher: Fetcher
+    ) -> tuple[Completion, list[Event]]:
+        """Understands the request, and lets go of its body; returns the first events, the first text among them."""
+        async with self.within_deadline():
+            request = await _parse(body)
+            completion = Completion(self.id, request)
+            self._events = self._backend.answer(await self._order(request, settings, fetcher))
+            del request
             first: list[Event] = []
             async for event in self._events:
                 first.append(event)
                 self._note(event)
                 if not isinstance(event, Start):
-                    return first
-            return first
+                    break
+        return completion, first
 
-    async def _understand(self, settings: ServeSettings, fetcher: Fetcher) -> Order:
-        body = b"".join(self._body)
-        self._body.clear()
-        parse = asyncio.to_thread(parse_request, body) if len(body) > _LARGE_BODY else _now(parse_request, body)
-        request = await parse
-        self.is_stream = bool(request.stream)
-        self.completion = Completion(self.id, request)
+    async def _order(self, request: ChatRequest, settings: ServeSettings, fetcher: Fetcher) -> Order:
         parsed_at = time.monotonic()
         order = await _only_error(make_order(self.id, request, settings, fetcher))
         if order.media:
             self._metrics.fetched(time.monotonic() - parsed_at)
         return order
 
-    async def complete(self, first: list[Event]) -> None:
+    async def complete(self, completion: Completion, first: list[Event]) -> None:
         """Waits for the end of the answer."""
-        for event in first:
-            self.completion.take(event)
-        async for event in self.rest():
-            self.completion.take(event)
+        async with self.within_deadline():
+            for event in first:
+                completion.take(event)
+            async for event in self.rest():
+                completion.take(event)
 
     async def rest(self) -> AsyncIterator[Event]:
         """Yields what is left of the answer."""
-        async with asyncio.timeout(self._deadline - time.monotonic()):
-            async for event in self._events:
-                self._note(event)
-                yield event
+        assert self._events is not None
+        async for event in self._events:
+            self._note(event)
+            yield event
 
     def _note(self, event: Event) -> None:
         now_s = time.monotonic() - self._began
@@ -253,21 +265,20 @@ class _Call:
         self.end(problem.status)
         return problem
 
-    def end(self, status: int, response: T | None = None) -> T:
-        """Notes the end, once; returns the response."""
+    def end(self, status: int) -> None:
+        """Notes the end, once."""
         if not self._is_ended:
             self._is_ended = True
             self._metrics.ended(status)
             client = self._scope.get("valley.client") or "-"
             logger.info("%s client=%s status=%d seconds=%.3f", self.id, client, status, time.monotonic() - self._began)
-        return response  # type: ignore[return-value]
 
 
 class _EventStream(Response):
     """The rest of an answer as server-sent events; ends with the client or with the answer."""
 
-    def __init__(self, call: _Call, first: list[Event]) -> None:
-        self._call, self._first = call, first
+    def __init__(self, call: _Call, completion: Completion, first: list[Event]) -> None:
+        self._call, self._completion, self._first = call, completion, first
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -280,22 +291,23 @@ class _EventStream(Response):
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
             await self._call.stop()
-            self._call.end(200 if self._call.completion.finish else CLIENT_LEFT)
+            self._call.end(200 if self._completion.finish else CLIENT_LEFT)
 
     async def _write(self, send: Send) -> None:
         async def put(data: bytes, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]
-        completion = self._call.completion
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
-            for event in self._first:
-                for data in completion.events(event):
-                    await put(data)
-            async for event in self._call.rest():
-                for data in completion.events(event):
-                    await put(data)
+            # The deadline is here, not where events come from: it may pass while the client is told of one.
+            async with self._call.within_deadline():
+                for event in self._first:
+                    for data in self._completion.events(event):
+                        await put(data)
+                async for event in self._call.rest():
+                    for data in self._completion.events(event):
+                        await put(data)
         except SlowClientError:
             raise
         except Exception as error:  # noqa: BLE001 - the rim: the client is told in the stream, without [DONE]
@@ -331,8 +343,13 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _now(work: Callable[[bytes], T], body: bytes) -> T:
-    return work(body)
+async def _parse(body: list[bytes]) -> ChatRequest:
+    """Empties the body, and returns what it asks for."""
+    whole = b"".join(body)
+    body.clear()
+    if len(whole) > _LARGE_BODY:
+        return await asyncio.to_thread(parse_request, whole)
+    return parse_request(whole)
 
 
 async def _only_error(work: Awaitable[T]) -> T:
@@ -347,7 +364,7 @@ async def _only_error(work: Awaitable[T]) -> T:
 
 
 def _error_response(problem: Problem) -> Response:
-    return JSONResponse(problem.body(), problem.status, problem_headers(problem))
+    return JSONResponse(problem.body(), problem.status, problem.headers())
 
 
 async def _tell_error(_: Request, error: Exception) -> Response:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from valley.serving.contract import Event, Start
 from valley.serving.engine.interface import Finish, Piece
 from valley.serving.problems import Problem
 from valley.serving.schema import ChatRequest, usage
-from valley.serving.service import Event, Start
 
 _CHUNK = "chat.completion.chunk"
 _NOTHING: Mapping[str, Any] = {}
@@ -28,9 +28,11 @@ class Completion:
     Attributes:
         start: what was understood, once it is known.
         finish: how it ended, likewise.
+        is_stream: it is told as it is written.
     """
 
     def __init__(self, request_id: str, request: ChatRequest) -> None:
+        self.is_stream = bool(request.stream)
         self._with_frames = bool(request.return_frames)  # not the request itself: it may hold a whole video
         self._with_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._head = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": request.model}

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from valley.errors import OverloadError, RequestError, ServingError
 from valley.serving.keys import Keys
-from valley.serving.problems import Problem, problem_of
-from valley.serving.settings import RequestLimits
+from valley.serving.problems import problem_of
+from valley.serving.settings import RequestLimits, is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,6 @@ OPEN_PATHS = ("/health",)
 """What nobody needs a key to read."""
 _MOST_HEADER_BYTES = 1 << 16
 _LOCAL = ("localhost", "127.0.0.1", "[::1]")
-_RETRY_AFTER_S = 2.0
 _CHALLENGES = (b"Bearer", b'Basic realm="valley", charset="UTF-8"')
 """A header each: in one, Chromium understands neither, and does not ask people for a key."""
 _HEADERS = {
@@ -94,17 +93,17 @@ class Guard:
             await self._refuse(send, error)
             return
         if self._in_hand >= self._limits.max_requests:
-            await self._refuse(send, OverloadError("", _RETRY_AFTER_S))
+            await self._refuse(send, OverloadError(""))
             return
         self._in_hand += 1
         try:
             try:
-                body = await self._read(receive)
+                replayed = await self._read(receive)
             except RequestError as error:
                 await self._refuse(send, error)
                 return
-            if body is not None:
-                await self._app(scope, _replayed(body, receive), send)
+            if replayed is not None:
+                await self._app(scope, replayed, send)
         finally:
             self._in_hand -= 1
 
@@ -113,7 +112,7 @@ class Guard:
         self._count(problem.status)
         body = json.dumps(problem.body()).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers += [(name.encode(), value.encode()) for name, value in problem_headers(problem).items()]
+        headers += [(name.encode(), value.encode()) for name, value in problem.headers().items()]
         if problem.status == 401:
             headers += [(b"www-authenticate", challenge) for challenge in _CHALLENGES]
         await send({"type": "http.response.start", "status": problem.status, "headers": headers})
@@ -125,7 +124,11 @@ class Guard:
             raise RequestError("", "the headers are too long", code="headers_too_large", status=431)
         if self._hosts and _host_name(headers.get("host", "")) not in self._hosts:
             raise RequestError("", "this server is not known by that name", code="unknown_host")
-        if self._keys is None or (scope["method"] == "GET" and scope["path"] in OPEN_PATHS):
+        if scope["method"] == "GET" and scope["path"] in OPEN_PATHS:
+            return ""
+        if self._keys is None:
+            if not _is_local(scope):  # whoever else listens for us, such as Ray's proxy, has settings of its own
+                raise RequestError("", "without API keys this server answers its own machine", code="no_keys")
             return ""
         name = self._keys.name_of(headers.get("authorization", ""))
         if name is None:
@@ -148,8 +151,11 @@ class Guard:
         most = self._limits.max_body_bytes
         return RequestError("", f"the body has more than {most} bytes", code="request_too_large", status=413)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """Returns the body; None where the client left."""
+    async def _read(self, receive: Receive) -> Receive | None:
+        """Reads the body, which may be as large as a video; None where the client left.
+
+        What is returned gives it away once: nobody here holds it while it is answered.
+        """
         body = bytearray()
         try:
             async with asyncio.timeout(self._limits.body_timeout_s):
@@ -161,7 +167,7 @@ class Guard:
                     if len(body) > self._limits.max_body_bytes:
                         raise self._too_large()
                     if not message.get("more_body"):
-                        return bytes(body)
+                        return _replayed(bytes(body), receive)
         except TimeoutError:
             raise RequestError("", "the body did not come in time", code="request_timeout", status=408) from None
 
@@ -183,14 +189,10 @@ class Guard:
         return patient
 
 
-def problem_headers(problem: Problem) -> dict[str, str]:
-    """Returns the headers that belong to an error."""
-    headers = {}
-    if problem.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(problem.retry_after_s)))
-    if problem.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not read
-    return headers
+def _is_local(scope: Scope) -> bool:
+    """Tells whether a connection came to an address that only this machine reaches, or to a socket of its own."""
+    host, port = scope.get("server") or ("", None)
+    return port is None or is_loopback(host)
 
 
 def _host_name(host: str) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 from valley.errors import RequestError
 from valley.media.fetch import Fetcher
 from valley.model.conversation import Message
+from valley.serving.contract import Medium, Order
 from valley.serving.engine.interface import Decoding
 from valley.serving.schema import ChatMessage, ChatRequest, ImagePart, TextPart, VideoPart
-from valley.serving.service import Medium, Order
 from valley.serving.settings import ServeSettings
 from valley.serving.sources import read_source
 

@@ -38,12 +38,14 @@ def serve_plain(
 
     Raises:
         ValleyError: model or keys cannot be used.
+        EngineError: the engine has ended, or is stuck; whoever started the server can start it again.
     """
     service = Service(settings, LocalDecoder(), new_engine=new_engine)
     try:
         server = uvicorn.Server(server_config(settings, LocalBackend(service)))
         threading.Thread(target=_watch, args=(service, server), daemon=True).start()
         server.run()
+        service.engine.check_health()
     finally:
         service.close()
 
@@ -60,13 +62,13 @@ class LocalBackend:
 
 
 def _watch(service: Service, server: uvicorn.Server) -> None:
-    """Ends a server whose engine is gone, so that whoever started it can start it again."""
+    """Ends a server whose engine is gone, without waiting for answers that will not come."""
     while not server.should_exit:
         try:
             service.engine.check_health()
         except EngineError as error:
             logger.critical("the server ends: %s", error)
-            server.should_exit = True
+            server.should_exit = server.force_exit = True
         time.sleep(_WATCH_EVERY_S)
 
 

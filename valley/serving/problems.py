@@ -8,6 +8,7 @@ from typing import Any
 from valley.errors import (
     DamagedMediaError,
     DeadlineError,
+    DecoderDiedError,
     DecodeTimeoutError,
     EmptyMediaError,
     EngineError,
@@ -26,7 +27,8 @@ from valley.errors import (
 
 CLIENT_LEFT = 499
 """In the log and the figures only: there is nobody to answer."""
-_BUSY_RETRY_S = 2.0
+RETRY_AFTER_S = 2
+"""When it is worth another try where too many wait, or a replica is being replaced."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,20 @@ class Problem:
     code: str
     message: str
     param: str | None = None
-    retry_after_s: float | None = None
+    retry_after_s: int | None = None
 
     def body(self) -> dict[str, Any]:
         """Returns OpenAI's error object."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Returns the headers that belong to it."""
+        headers = {}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(self.retry_after_s)
+        if self.status in (408, 413):
+            headers["connection"] = "close"  # the rest of the body is not read
+        return headers
 
 
 _MEDIA: dict[type[MediaError], tuple[int, str, str]] = {
@@ -62,6 +73,7 @@ _MEDIA: dict[type[MediaError], tuple[int, str, str]] = {
     UnsupportedMediaError: (415, "media_unsupported", ""),
     DamagedMediaError: (422, "media_damaged", ""),
     MediaLimitError: (413, "media_too_large", ""),
+    DecoderDiedError: (422, "media_damaged", "it cannot be decoded"),
     DecodeTimeoutError: (504, "media_timeout", "it could not be decoded in time"),
     FetchTimeoutError: (504, "media_timeout", ""),
     FetchBusyError: (429, "media_busy", "too many media are being fetched"),
@@ -78,15 +90,13 @@ def problem_of(error: BaseException) -> Problem:
         case MediaError():
             return _media(error)
         case OverloadError():
-            return Problem(
-                429, "rate_limit_error", "overloaded", "too many requests", retry_after_s=error.retry_after_s
-            )
+            return Problem(429, "rate_limit_error", "overloaded", "too many requests", retry_after_s=RETRY_AFTER_S)
         case DeadlineError() | TimeoutError():
             return Problem(504, "server_error", "timeout", "the request took too long")
         case GenerationError():
             return Problem(500, "server_error", "model_error", "the model failed on this request")
         case EngineError():
-            return Problem(503, "server_error", "not_ready", "the model is not available", retry_after_s=_BUSY_RETRY_S)
+            return Problem(503, "server_error", "not_ready", "the model is not available", retry_after_s=RETRY_AFTER_S)
         case _:
             return Problem(500, "server_error", "internal_error", "internal error")
 
@@ -95,9 +105,7 @@ def _media(error: MediaError) -> Problem:
     status, code, said = next(
         (entry for kind, entry in _MEDIA.items() if isinstance(error, kind)), (422, "media_unusable", "")
     )
-    if isinstance(error, DecodeTimeoutError) and "died" in error.reason:
-        status, code, said = 422, "media_damaged", "it cannot be decoded"
-    retry = _BUSY_RETRY_S if status == 429 else None
+    retry = RETRY_AFTER_S if status == 429 else None
     kind = {429: "rate_limit_error", 504: "server_error"}.get(status, "invalid_request_error")
     return Problem(status, kind, code, f"{error.path}: {said or error.reason}", error.path, retry)
 

@@ -4,118 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
 from valley.assistant.loading import Assistant, load
-from valley.errors import MediaError, RequestError
+from valley.errors import MediaError, OverloadError, RequestError
 from valley.media.sampling import Sampling
 from valley.model.conversation import Message
+from valley.serving.contract import Event, Medium, Order, Seen, Start
 from valley.serving.engine.batching import batching_engine
-from valley.serving.engine.interface import Decoding, Engine, EngineState, Finish, Generation, Piece, Prompt
+from valley.serving.engine.interface import Decoding, Engine, EngineState, Generation, Prompt
 from valley.serving.engine.packing import serving_dtype
 from valley.serving.engine.settings import EngineSettings
 from valley.serving.settings import ServeSettings
-from valley.serving.sources import Source
 from valley.serving.viewing import Decode, Look, View, Viewer
-
-
-@dataclass(frozen=True)
-class Medium:
-    """A medium of a request, fetched.
-
-    Attributes:
-        source: its bytes.
-        label: its place in the request.
-        is_image: it stands there as an image.
-    """
-
-    source: Source
-    label: str
-    is_image: bool = False
-
-
-@dataclass(frozen=True)
-class Order:
-    """A request that was found right, with its media.
-
-    Attributes:
-        id: of the request.
-        messages: the conversation, with a part `{"type": "video"}` or `{"type": "image"}` for each medium.
-        media: in the order of those parts.
-        decoding: how to write; `max_tokens` 0: as the server's limits say.
-        timeout_s: for all of it.
-        fps: frames a second that were asked for.
-        num_frames: frames that were asked for.
-    """
-
-    id: str
-    messages: Sequence[Message]
-    media: Sequence[Medium]
-    decoding: Decoding
-    timeout_s: float
-    fps: float | None = None
-    num_frames: int | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was looked at of one medium.
-
-    Attributes:
-        times_s: of the frames.
-        frames: small JPEG files.
-    """
-
-    times_s: tuple[float, ...]
-    frames: tuple[bytes, ...]
-
-
-@dataclass(frozen=True)
-class Start:
-    """The request is understood, and its media have been looked at.
-
-    Attributes:
-        prompt_tokens: length of the prompt.
-        visual_tokens: how many of them stand for media.
-        media: what was looked at.
-        decode_s: seconds that decoding took.
-        encode_s: seconds of the tower.
-        num_kept: media that had been seen before.
-    """
-
-    prompt_tokens: int
-    visual_tokens: int
-    media: tuple[Seen, ...]
-    decode_s: float
-    encode_s: float
-    num_kept: int
-
-
-Event = Start | Piece | Finish
-
-
-class Backend(Protocol):
-    """What the API speaks to: a `Service` of this process, or replicas of one behind Ray Serve."""
-
-    def answer(self, order: Order) -> AsyncIterator[Event]:
-        """Yields `Start`, then the answer in pieces, then `Finish`. Closing the iterator ends the work.
-
-        Raises:
-            ServingError: it cannot be answered.
-            MediaError: a medium cannot be used; its `path` is the medium's label.
-        """
-
-    async def state(self) -> EngineState:
-        """Returns what the engine does now."""
-
-    async def isolation(self) -> str:
-        """Returns how decoders are kept off the network; see `valley.media.sandbox.isolation`."""
 
 
 class Service:
@@ -146,15 +53,29 @@ class Service:
             for parameter in assistant.model.parameters():  # not the buffers: rotary frequencies stay exact
                 parameter.data = parameter.data.to(dtype)
         self._assistant = assistant
-        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes, settings.engine.spare_threads)
+        self._in_hand, self._most_in_hand = 0, settings.engine.slots + settings.engine.max_waiting
+        self._viewer = Viewer(assistant.model, decode, settings.feature_bytes, settings.engine.num_tower_threads)
         self.engine = new_engine(assistant, settings.engine)
 
-    async def answer(self, order: Order) -> AsyncIterator[Event]:
+    async def answer(self, order: Order) -> AsyncGenerator[Event]:
         """Answers a request; see `Backend.answer`."""
+        if self._in_hand >= self._most_in_hand:  # before it is looked at: the engine would refuse it afterwards
+            raise OverloadError(f"{self._in_hand} requests are in hand already")
+        self._in_hand += 1
+        try:
+            async for event in self._answer(order):
+                yield event
+        finally:
+            self._in_hand -= 1
+
+    async def _answer(self, order: Order) -> AsyncGenerator[Event]:
         give_up_at = time.monotonic() + order.timeout_s
+        if order.media:  # what is too long with a single frame of each is too long
+            fewest = await asyncio.to_thread(self._ids, order.messages, [1] * len(order.media))
+            self._bounded(order.decoding, len(fewest))
         views = await _all([self._view(medium, order) for medium in order.media])
         order = replace(order, media=())  # which may be large, and is seen
-        ids = await asyncio.to_thread(self._ids, order.messages, views)
+        ids = await asyncio.to_thread(self._ids, order.messages, [len(view.times_s) for view in views])
         decoding = self._bounded(order.decoding, len(ids))
         prompt = await asyncio.to_thread(self._prompt, ids, views)
         answer = self.engine.generate(Generation(order.id, prompt, decoding, give_up_at - time.monotonic()))
@@ -189,16 +110,17 @@ class Service:
     def _sampling(self, order: Order) -> Sampling:
         """The model's own sampling, or what was asked for within the server's limits."""
         limits, own = self._settings.limits, self._assistant.processor.sampling
+        wanted: dict[str, Any] = {"max_frames": min(own.max_frames, limits.max_frames)}
+        wanted["num_frames"] = min(order.num_frames or own.num_frames, limits.max_frames)
         if order.num_frames is not None:
-            return Sampling(mode="fixed", num_frames=min(order.num_frames, limits.max_frames))
-        most = min(own.max_frames, limits.max_frames)
-        if order.fps is not None:
-            return Sampling(mode="fps", fps=min(order.fps, limits.max_fps), max_frames=most)
-        return own.model_copy(update={"max_frames": most, "num_frames": min(own.num_frames, limits.max_frames)})
+            wanted["mode"] = "fixed"
+        elif order.fps is not None:
+            wanted |= {"mode": "fps", "fps": min(order.fps, limits.max_fps)}
+        return own.model_copy(update=wanted)
 
-    def _ids(self, messages: Sequence[Message], views: Sequence[View]) -> Int64[np.ndarray, " L"]:
+    def _ids(self, messages: Sequence[Message], num_frames: Sequence[int]) -> Int64[np.ndarray, " L"]:
         try:
-            return self._assistant.processor.encode_prompt(messages, [len(view.times_s) for view in views])
+            return self._assistant.processor.encode_prompt(messages, num_frames)
         except ValueError as error:
             raise RequestError("messages", str(error)) from None
 
@@ -233,7 +155,7 @@ async def _all(work: Sequence[Coroutine[Any, Any, View]]) -> list[View]:
     """Waits for all of it; the first that fails ends the others."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
-        return [await task for task in tasks]
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

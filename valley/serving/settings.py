@@ -46,11 +46,14 @@ class RaySettings(Settings):
     """How many processes serve, where Ray Serve runs them. `jobs/serve.py` and `serve run` share these."""
 
     replicas: PositiveInt = 1
-    """Copies of the model at least, one GPU each where there are GPUs."""
+    """Copies of the model at least."""
     max_replicas: PositiveInt | None = None
     """Copies of the model at most, as load asks for; null: `replicas`."""
     cpus_per_replica: NonNegativeFloat = 1.0
     """CPUs that a copy of the model takes."""
+    gpus_per_replica: NonNegativeFloat | None = None
+    """GPUs that a copy of the model takes; null: one where the cluster has any when the server is started. `serve run`
+    on no running cluster, and clusters that add GPUs as they are asked for, need it said."""
     decoders: PositiveInt = 1
     """Processes that decode media at least."""
     max_decoders: PositiveInt | None = None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import hashlib
-import os
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,17 +16,17 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from valley.errors import OverloadError
+from valley.errors import DecodeTimeoutError, OverloadError
 from valley.media.decode import read_frames, sample_clip
 from valley.media.limits import Limits
 from valley.media.sampling import Sampling, spread
 from valley.media.thumbnail import thumbnail
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.video_processing import Framing
+from valley.serving.engine.settings import num_cores
 from valley.serving.sources import Source
 
 _THUMBNAIL_PX = 112
-_RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -107,21 +106,32 @@ def decode(look: Look) -> Clip:
     Raises:
         MediaError: it cannot be used; which error it is says why.
     """
-    if look.is_image and isinstance(look.source.data, bytes):
-        frames = read_frames(look.source.data, [0.0], limits=look.limits, **look.framing)
-        pixels, times_s = frames.pixels, frames.times_s
-    elif isinstance(look.source.data, bytes):
-        frames = sample_clip(look.source.data, look.sampling, limits=look.limits, **look.framing)
-        pixels, times_s = frames.pixels, frames.times_s
+    data = look.source.data
+    if not isinstance(data, bytes):
+        pixels, times_s = _decode_pictures(data, look)
     else:
-        most = look.sampling.max_frames if look.sampling.mode == "fps" else look.sampling.num_frames
-        chosen = spread(len(look.source.data), most)
-        pictures = [
-            sample_clip(look.source.data[number], look.sampling, limits=look.limits, **look.framing).pixels
-            for number in chosen
-        ]
-        pixels, times_s = np.concatenate(pictures), tuple(number / look.sampling.fps for number in chosen)
+        if look.is_image:
+            frames = read_frames(data, [0.0], limits=look.limits, **look.framing)
+        else:
+            frames = sample_clip(data, look.sampling, limits=look.limits, **look.framing)
+        pixels, times_s = frames.pixels, frames.times_s
     return Clip(pixels, times_s, tuple(thumbnail(picture, _THUMBNAIL_PX) for picture in pixels))
+
+
+def _decode_pictures(files: Sequence[bytes], look: Look) -> tuple[UInt8[np.ndarray, "T S S 3"], tuple[float, ...]]:
+    """Decodes a list of frames, with the deadline of a clip for all of them together."""
+    most = look.sampling.max_frames if look.sampling.mode == "fps" else look.sampling.num_frames
+    chosen = spread(len(files), most)
+    deadline_s = look.limits.deadline_s + len(chosen) * look.limits.deadline_s_per_frame
+    give_up_at = time.monotonic() + deadline_s
+    pictures = []
+    for number in chosen:
+        left_s = give_up_at - time.monotonic()
+        if left_s <= 0:
+            raise DecodeTimeoutError("frames", f"not decoded within {deadline_s:g} s")
+        limits = look.limits.model_copy(update={"deadline_s": left_s, "deadline_s_per_frame": 0.0})
+        pictures.append(sample_clip(files[number], look.sampling, limits=limits, **look.framing).pixels)
+    return np.concatenate(pictures), tuple(number / look.sampling.fps for number in chosen)
 
 
 class LocalDecoder:
@@ -135,7 +145,7 @@ class LocalDecoder:
     """
 
     def __init__(self, at_once: int = 0, most_waiting: int = 64) -> None:
-        self._at_once, self._most_waiting = at_once or os.cpu_count() or 1, most_waiting
+        self._at_once, self._most_waiting = at_once or num_cores(), most_waiting
         self._threads = ThreadPoolExecutor(self._at_once, "decode")
         self._in_hand = 0
 
@@ -147,7 +157,7 @@ class LocalDecoder:
             OverloadError: too many wait already.
         """
         if self._in_hand >= self._at_once + self._most_waiting:
-            raise OverloadError("too many media are being decoded", _RETRY_AFTER_S)
+            raise OverloadError("too many media are being decoded")
         self._in_hand += 1
         work = asyncio.get_running_loop().run_in_executor(self._threads, decode, look)
         work.add_done_callback(self._done)

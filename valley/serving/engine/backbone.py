@@ -14,6 +14,23 @@ from valley.serving.engine.slots import SLOTTED, Chunk, Slots, Step
 _PROBE_TOKENS = 9
 _TOLERANCE = {torch.float32: 1e-3}
 _COARSE = 0.25
+_BY_LENGTH = ("dynamic", "longrope")
+
+
+def check_positions(config: Any, num_tokens: int) -> None:
+    """Checks that a token's rotation hangs on its own position alone, and not on the longest answer beside it.
+
+    Raises:
+        EngineError: it does, for rotary embeddings that are scaled by the length of what is read.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        known = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        if parameters.get("rope_type") in _BY_LENGTH and num_tokens > known:
+            raise EngineError(
+                f"engine.max_tokens: this language model's positions ({parameters['rope_type']}) hang on the longest "
+                f"answer of a batch beyond {known} tokens; {num_tokens} are too many"
+            )
 
 
 @torch.inference_mode()

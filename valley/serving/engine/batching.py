@@ -27,7 +27,7 @@ from valley.assistant.writing import Writer
 from valley.errors import DeadlineError, EngineError, GenerationError, OverloadError
 from valley.model.modeling import ValleyForConditionalGeneration
 from valley.model.processing import ValleyProcessor
-from valley.serving.engine.backbone import prepare_backbone
+from valley.serving.engine.backbone import check_positions, prepare_backbone
 from valley.serving.engine.drawing import draw, new_generator
 from valley.serving.engine.interface import EngineState, Finish, FinishReason, Generation, Piece
 from valley.serving.engine.packing import pack_linear_layers
@@ -37,7 +37,7 @@ from valley.serving.engine.slots import Chunk, Slots, Step
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_S = 1.0
+_CLOSE_WITHIN_S = 10.0
 
 
 @dataclass(eq=False)
@@ -63,7 +63,6 @@ class _Answer:
     num_cached: int = 0
     tokens: list[int] = field(default_factory=list)
     taken_at: float = 0.0
-    first_token_at: float = 0.0
     batch_sizes: int = 0
     is_aborted: bool = False
 
@@ -115,6 +114,7 @@ class BatchingEngine:
         self._num_steps = self._num_tokens = 0
         self._moved_at = time.monotonic()
         self._is_closing = False
+        check_positions(self._language_model.config, self._max_tokens)
         prepare_backbone(self._language_model, self._slots)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -180,11 +180,11 @@ class BatchingEngine:
         self._prefixes.clear()
 
     def close(self) -> None:
-        """Ends every generation and the thread."""
+        """Ends every generation and the thread; one that is stuck is left to the end of the process."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_CLOSE_WITHIN_S)
 
     def _submit(self, generation: Generation, tell: Callable[[Piece | Finish | Exception], None]) -> None:
         length = len(generation.prompt) + generation.decoding.max_tokens
@@ -201,7 +201,7 @@ class BatchingEngine:
             if self._is_closing or not self._thread.is_alive():
                 raise EngineError("the engine has ended")
             if len(self._waiting) >= self._settings.max_waiting + len(self._free):
-                raise OverloadError(f"{len(self._waiting)} answers are waiting already", _RETRY_AFTER_S)
+                raise OverloadError(f"{len(self._waiting)} answers are waiting already")
             if not self._waiting and not self._running:
                 self._moved_at = time.monotonic()
             self._waiting.append(answer)
@@ -237,6 +237,8 @@ class BatchingEngine:
             answers = [*self._waiting, *self._running]
         for answer in answers:
             if answer.is_aborted:
+                if answer.is_reading:
+                    self._clean(answer)
                 self._remove(answer)
             elif now - answer.asked_at > answer.generation.timeout_s:
                 self._fail(answer, DeadlineError(f"no answer within {answer.generation.timeout_s:g} s"))
@@ -345,12 +347,10 @@ class BatchingEngine:
     def _write(self, answer: _Answer, token: int | None, batch_size: int) -> None:
         """Adds a token to an answer, and ends it if it is complete."""
         if token is None:
-            self._slots.clear(answer.slot)  # what is masked must be finite, too, for the slot's next answer
             self._fail(answer, GenerationError("the model gave no finite scores for this prompt"))
             return
         try:
             if answer.is_reading:
-                answer.first_token_at = time.monotonic()
                 self._keep_prefix(answer)
             answer.tokens.append(token)
             answer.batch_sizes += batch_size
@@ -379,7 +379,6 @@ class BatchingEngine:
                 num_tokens=len(answer.tokens),
                 num_cached=answer.num_cached,
                 queue_s=answer.taken_at - answer.asked_at,
-                first_token_s=answer.first_token_at - answer.taken_at,
                 batch_size=answer.batch_sizes / len(answer.tokens),
             )
         )
@@ -390,8 +389,14 @@ class BatchingEngine:
             self._prefixes.add(keys, self._slots.copy_out(answer.slot, 0, len(keys)))
 
     def _fail(self, answer: _Answer, error: Exception) -> None:
+        self._clean(answer)
         self._remove(answer)
         answer.tell(error)
+
+    def _clean(self, answer: _Answer) -> None:
+        """Empties the slot of an answer that never had finite scores: what is masked must be finite for the next."""
+        if answer.slot >= 0:
+            self._slots.clear(answer.slot)
 
     def _remove(self, answer: _Answer) -> None:
         with self._changed:
@@ -407,7 +412,8 @@ class BatchingEngine:
             self._is_closing = True
             answers = [*self._waiting, *self._running]
         for answer in answers:
-            self._fail(answer, error)
+            self._remove(answer)
+            answer.tell(error)
         self._prefixes.clear()
 
 

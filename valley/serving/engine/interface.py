@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -90,7 +90,6 @@ class Finish:
         num_tokens: of the answer, its end mark included.
         num_cached: tokens of the prompt whose attention cache was there already.
         queue_s: until the engine took it up.
-        first_token_s: from then to its first token.
         batch_size: answers that were written in the same steps, on average.
     """
 
@@ -98,7 +97,6 @@ class Finish:
     num_tokens: int
     num_cached: int
     queue_s: float
-    first_token_s: float
     batch_size: float
 
 
@@ -112,6 +110,7 @@ class EngineState:
         slots: answers that can be written at once.
         steps: passes through the language model since the start.
         tokens: written since the start.
+        prefix_bytes: memory of the prompts that are kept.
     """
 
     running: int
@@ -119,7 +118,7 @@ class EngineState:
     slots: int
     steps: int
     tokens: int
-    prefix_bytes: int = field(default=0)
+    prefix_bytes: int = 0
 
 
 class Engine(Protocol):

@@ -30,6 +30,8 @@ class EngineSettings(Settings):
     threads: NonNegativeInt = 0
     """CPU threads of one pass through the model; 0: one for each core but one, which decoding and HTTP need, and on Ray
     as many as the replica's CPUs. Threads that wait for a busy core make a step many times slower."""
+    tower_threads: NonNegativeInt = 0
+    """CPU threads of the tower; 0: one for each core that `threads` leaves, on Ray as many as the replica's CPUs."""
     stuck_after_s: PositiveFloat = 60.0
     """An engine that has work and made no step for so long counts as dead."""
     pack_weights: bool = True
@@ -38,9 +40,16 @@ class EngineSettings(Settings):
     @property
     def num_threads(self) -> int:
         """CPU threads of one pass; Ray and others set the default of a process to one."""
-        return self.threads or max(1, (os.cpu_count() or 1) - 1)
+        return self.threads or max(1, num_cores() - 1)
 
     @property
-    def spare_threads(self) -> int:
-        """CPU threads for the tower beside it."""
-        return max(1, (os.cpu_count() or 1) - self.num_threads)
+    def num_tower_threads(self) -> int:
+        """CPU threads of the tower beside it."""
+        return self.tower_threads or max(1, num_cores() - self.num_threads)
+
+
+def num_cores() -> int:
+    """Returns the number of cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
