@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 from ray import serve
 
@@ -15,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
 from serving_makers import asked, data_url, new_assistant, serving, write_clip
 
-from valley.distributed.serve import app, http_options
+from valley.distributed.serve import app, drain, http_options
 from valley.errors import SettingsError
 from valley.performance.soak import replica_processes
 from valley.serving.settings import ServeSettings
@@ -41,12 +45,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(ray_cluster: None, model: Path) -> Iterator[str]:
-    """A server on the shared cluster, set up as `serve run` does."""
+    """A server on the shared cluster, set up as `serve run` does, behind a proxy that others have told to listen to all."""
     arguments = {
         "model": str(model), "engine.threads": "1", "ray.cpus_per_replica": "0.5", "port": PORT,
         "limits": {"max_videos": 1},
     }  # fmt: skip
-    serve.start(http_options=http_options(ServeSettings(model=str(model), port=PORT)))
+    options = http_options(ServeSettings(model=str(model), port=PORT))
+    serve.start(http_options=options.model_copy(update={"host": "0.0.0.0"}))
     serve.run(app(arguments), name="valley", route_prefix="/")
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()
@@ -82,6 +87,23 @@ def test_errors_cross_processes_as_they_are(address: str, clip: Path) -> None:
         assert b'"ready"' in ready.read()
 
 
+def test_without_keys_other_machines_are_refused_whoever_listens(address: str) -> None:
+    own = [
+        entry.address
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET and not entry.address.startswith("127.")
+    ]
+    if not own:
+        pytest.skip("this machine has no address but its own")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://{own[0]}:{PORT}/v1/models", headers={"Host": "localhost"})
+        )
+    assert caught.value.code == 400
+    assert b"no_keys" in caught.value.read()
+
+
 def test_a_replica_that_is_killed_is_replaced(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=20)
     (replica,) = replica_processes("ServeReplica:valley:Model")
@@ -90,6 +112,20 @@ def test_a_replica_that_is_killed_is_replaced(address: str) -> None:
         model="valley", messages=asked("Hi"), max_tokens=3
     )  # asks again after a 503
     assert answer.usage.completion_tokens > 0
+
+
+def test_an_answer_that_is_being_written_is_finished_before_the_server_ends(address: str) -> None:
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=20)
+    stream = client.chat.completions.create(
+        model="valley", messages=asked("Tell a long story."), max_tokens=1500, stream=True
+    )
+    next(stream)
+    ending = threading.Thread(target=drain, args=(120.0,))
+    ending.start()
+    *_, last = stream
+    ending.join()
+    assert last.choices[0].finish_reason in ("stop", "length")
+    assert not serve.status().applications
 
 
 def test_wrong_arguments_are_told_before_anything_starts() -> None:

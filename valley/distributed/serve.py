@@ -254,13 +254,17 @@ def serve_on_ray(settings: ServeSettings) -> None:
         over.wait()
     logger.info("answers that are being written are finished first; once more ends them")
     try:
-        _drain(settings.limits.deadline_s + _GRACE_S)
+        drain(settings.limits.deadline_s + _GRACE_S)
     finally:
         serve.shutdown()
 
 
-def _drain(most_s: float) -> None:
-    """Takes the application away once what it has in hand is answered; a shutdown alone cuts every stream."""
+def drain(most_s: float) -> None:
+    """Takes the application away once what it has in hand is answered; a shutdown alone cuts every stream.
+
+    Args:
+        most_s: seconds to wait for that.
+    """
     serve.delete(_APPLICATION, _blocking=False)
     give_up_at = time.monotonic() + most_s
     while _APPLICATION in serve.status().applications and time.monotonic() < give_up_at:

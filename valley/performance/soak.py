@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import shutil
@@ -161,12 +162,16 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
 
 
 def replica_processes(name: str) -> list[psutil.Process]:
-    """Returns the replicas on this machine in whose titles a name stands, such as `ServeReplica:valley:Model`."""
+    """Returns the replicas in whose titles a name stands, such as `ServeReplica:valley:Model`.
+
+    They are those of the cluster that this process has started; another one may be on the machine.
+    """
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        title = (process.info["cmdline"] or [""])[0]
-        if title.startswith("ray::") and name in title:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            title = (process.cmdline() or [""])[0]
+            if title.startswith("ray::") and name in title:
+                found.append(process)
     return found
 
 
