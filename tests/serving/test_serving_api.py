@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
+import operator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +252,27 @@ def test_models_are_listed_and_found_by_name(server: str, client: openai.OpenAI)
     assert_is_error(HTTP.get(f"{server}/v1/models/gpt-4"), 404, "model_not_found", "model")
     with pytest.raises(openai.NotFoundError):
         say(client, [{"role": "user", "content": "?"}], model="gpt-4")
+
+
+def test_what_the_description_of_the_api_refers_to_is_in_it(server: str) -> None:
+    document = HTTP.get(f"{server}/openapi.json").json()
+
+    def follow(reference: str) -> Any:
+        root, *path = reference.split("/")
+        assert root == "#"
+        return functools.reduce(operator.getitem, path, document)
+
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert {follow(reference)["title"] for reference in references} >= {
+        "ChatRequest",
+        "ChatMessage",
+        "VideoPart",
+        "Link",
+    }
+    assert '"$defs"' not in json.dumps(document)
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    message = follow(follow(body["$ref"])["properties"]["messages"]["items"]["$ref"])
+    assert message["properties"]["role"]["enum"] == ["system", "developer", "user", "assistant"]
 
 
 def test_a_server_lives_and_is_ready(server: str) -> None:
