@@ -254,6 +254,14 @@ def test_models_are_listed_and_found_by_name(server: str, client: openai.OpenAI)
         say(client, [{"role": "user", "content": "?"}], model="gpt-4")
 
 
+def test_a_model_whose_name_has_a_slash_is_found() -> None:
+    with running(serve_settings("name=lab/valley-7b"), FakeBackend(two_words)) as server:
+        one = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+        assert one.models.retrieve("lab/valley-7b").id == "lab/valley-7b"
+        assert HTTP.get(f"{server}/v1/models/lab/valley-7b").json()["id"] == "lab/valley-7b"
+        assert_is_error(HTTP.get(f"{server}/v1/models/lab/other"), 404, "model_not_found", "model")
+
+
 def test_what_the_description_of_the_api_refers_to_is_in_it(server: str) -> None:
     document = HTTP.get(f"{server}/openapi.json").json()
 

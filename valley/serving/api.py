@@ -74,7 +74,7 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
     app.add_api_route("/ready", api.ready, methods=["GET"])
     app.add_api_route("/metrics", api.metrics_text, methods=["GET"])
     app.add_api_route("/v1/models", api.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name}", api.model, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"])
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}ChatRequest"}}}}
     app.add_api_route(
         "/v1/chat/completions", api.chat, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
