@@ -78,7 +78,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 def _is_text(value: str) -> str:
     try:
-        value.encode()
+        if not value.isascii():  # of ASCII, such as a file in base64, that is known at once
+            value.encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which is no text") from None
     return value
