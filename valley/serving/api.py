@@ -56,7 +56,7 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
         fetcher: of the media that URLs name; None: one of `settings.media.fetch`.
 
     Raises:
-        SettingsError: the keys cannot be read.
+        SettingsError: keys or clips cannot be read.
     """
     api = _Api(backend, settings, fetcher or Fetcher(settings.media.fetch))
 
