@@ -55,7 +55,7 @@ def test_commands_and_settings_of_the_readme_exist() -> None:
     assert set(re.findall(r"[\s`']([a-z_.]+)=", prose)) <= settings
     words = set(re.findall(r"`([a-z_.0-9]+)`", prose))
     assert words <= settings | groups | set(ChatRequest.model_fields) | OTHERS
-    assert {"limits.max_videos", "engine.chunk_tokens"} <= words
+    assert {"limits.max_videos", "engine.chunk_tokens", "keys"} <= words
     for path in re.findall(r"(?:jobs|cluster)/\w+\.\w+", prose):
         assert (ROOT / path).exists()
     targets = re.findall(r"^make ([\w-]+)", prose, re.MULTILINE)
@@ -66,7 +66,8 @@ def test_commands_and_settings_of_the_readme_exist() -> None:
 def test_the_file_for_a_cluster_is_one_that_ray_and_we_take() -> None:
     from ray.serve.schema import ServeDeploySchema
 
-    tree = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
+    text = (ROOT / "cluster" / "serve.yaml").read_text()
+    tree = yaml.safe_load(text)
     schema = ServeDeploySchema.model_validate(tree)
     assert schema.http_options.host == "127.0.0.1"
     (application,) = schema.applications
@@ -75,3 +76,5 @@ def test_the_file_for_a_cluster_is_one_that_ray_and_we_take() -> None:
 
     assert callable(getattr(importlib.import_module(module), name))
     assert validate(ServeSettings, application.args).ray.max_replicas == 8
+    opened = yaml.safe_load(text.replace("# keys:", "keys:"))["applications"][0]["args"]
+    assert validate(ServeSettings, opened | {"host": "0.0.0.0"}).keys
