@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from valley.performance.load import Outcome
-from valley.performance.soak import CLIENTS, soak_on_ray
+from valley.performance.soak import CLIENTS, KINDS, PHASES, soak_on_ray
 
 REQUESTS = 200
 
@@ -24,6 +25,10 @@ def test_only_the_answers_of_a_killed_replica_are_lost(tmp_path: Path) -> None:
     assert len(lost) <= CLIENTS
     assert all(soak.killed_at <= place < soak.killed_at + 4 * CLIENTS for place in lost), (soak.killed_at, lost)
     assert soak.updated_at[0] >= soak.killed_at
+    assert [phase for phase, _ in itertools.groupby(one.phase for one in soak.memory)] == list(PHASES)
+    assert all(size > 1 << 20 for one in soak.memory for size in one.sizes.values())
+    assert soak.growth.keys() == {*KINDS}
+    assert all(ratio < 1.25 for ratio in soak.growth.values()), soak.growth
 
 
 def _was_cut(one: Outcome) -> bool:

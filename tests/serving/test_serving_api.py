@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
+import operator
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -256,6 +259,35 @@ def test_models_are_listed_and_found_by_name(server: str, client: openai.OpenAI)
         say(client, [{"role": "user", "content": "?"}], model="gpt-4")
 
 
+def test_a_model_whose_name_has_a_slash_is_found() -> None:
+    with running(serve_settings("name=lab/valley-7b"), FakeBackend(two_words)) as server:
+        one = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+        assert one.models.retrieve("lab/valley-7b").id == "lab/valley-7b"
+        assert HTTP.get(f"{server}/v1/models/lab/valley-7b").json()["id"] == "lab/valley-7b"
+        assert_is_error(HTTP.get(f"{server}/v1/models/lab/other"), 404, "model_not_found", "model")
+
+
+def test_what_the_description_of_the_api_refers_to_is_in_it(server: str) -> None:
+    document = HTTP.get(f"{server}/openapi.json").json()
+
+    def follow(reference: str) -> Any:
+        root, *path = reference.split("/")
+        assert root == "#"
+        return functools.reduce(operator.getitem, path, document)
+
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert {follow(reference)["title"] for reference in references} >= {
+        "ChatRequest",
+        "ChatMessage",
+        "VideoPart",
+        "Link",
+    }
+    assert '"$defs"' not in json.dumps(document)
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    message = follow(follow(body["$ref"])["properties"]["messages"]["items"]["$ref"])
+    assert message["properties"]["role"]["enum"] == ["system", "developer", "user", "assistant"]
+
+
 def test_a_server_lives_and_is_ready(server: str) -> None:
     assert HTTP.get(f"{server}/health").json() == {"status": "ok"}
     ready = HTTP.get(f"{server}/ready", timeout=60)
@@ -374,6 +406,31 @@ REFUSED = {
     "guided_json": {"type": "object"},
     "top_k": 5,
     "repetition_penalty": 1.2,
+    "guided_choice": ["yes", "no"],
+    "guided_regex": "yes|no",
+    "guided_grammar": 'root ::= "yes"',
+    "structured_outputs": {"choice": ["yes", "no"]},
+    "min_p": 0.05,
+    "stop_token_ids": [2],
+    "allowed_token_ids": [2],
+    "ignore_eos": True,
+    "bad_words": ["no"],
+    "best_of": 2,
+    "length_penalty": 0.8,
+    "use_beam_search": True,
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "documents": [{"title": "x", "text": "y"}],
+    "echo": True,
+    "skip_special_tokens": False,
+    "include_stop_str_in_output": True,
+    "truncate_prompt_tokens": 8,
+    "prompt_logprobs": 1,
+    "logits_processors": ["x.y"],
+    "media_io_kwargs": {"video": {"num_frames": 40}},
+    "parallel_tool_calls": "yes",
+    "reasoning_effort": "high",
+    "verbosity": "low",
 }
 
 
@@ -386,10 +443,15 @@ def test_what_asks_for_nothing_or_is_unknown_changes_nothing(server: str) -> Non
     nothing = {
         "tools": [], "tool_choice": "auto", "logprobs": False, "response_format": {"type": "text"}, "n": 1,
         "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "top_p": 1, "modalities": ["text"],
+        "min_p": 0.0, "stop_token_ids": [], "ignore_eos": False, "bad_words": [], "best_of": 1, "length_penalty": 1.0,
+        "use_beam_search": False, "continue_final_message": False, "add_generation_prompt": True, "documents": [],
+        "echo": False, "skip_special_tokens": True, "include_stop_str_in_output": False, "logits_processors": [],
+        "media_io_kwargs": {}, "reasoning_effort": "none", "verbosity": "medium", "top_k": -1, "repetition_penalty": 1.0,
         "user": "anna", "store": False, "metadata": {"a": "b"}, "an_unknown_field": [{"deep": None}], "stop": [],
     }  # fmt: skip
     assert post(server, chat(**nothing)).json()["choices"] == post(server, chat()).json()["choices"]
     assert post(server, chat(**dict.fromkeys(REFUSED))).json()["choices"] == post(server, chat()).json()["choices"]
+    assert [post(server, chat(parallel_tool_calls=value)).status_code for value in (True, False)] == [200, 200]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from asking import (
 from serving_makers import running, serve_settings
 
 from valley.config import SettingsError
+from valley.launch import launch_serving
 from valley.serving.api import create_app
 from valley.serving.keys import Keys, make_key
 
@@ -66,7 +68,7 @@ def test_every_route_but_health_needs_a_key(locked: str, keys: tuple[Path, str],
     }
     right = {"authorization": f"Bearer {keys[1]}"}
     for method, route in [*routes, ("GET", "/nowhere"), ("POST", "/health"), ("OPTIONS", CHAT), ("HEAD", "/health")]:
-        path = route.replace("{name}", clip.name if "clips" in route else "valley")
+        path = re.sub("{name.*}", clip.name if "clips" in route else "valley", route)
         for headers in ({}, {"authorization": "Bearer wrong"}):
             answer = HTTP.request(method, locked + path, headers=headers, timeout=30)
             if (method, path) == ("GET", "/health"):
@@ -174,3 +176,23 @@ def test_others_reach_a_server_with_keys_only(tmp_path: Path, host: str) -> None
     with pytest.raises(SettingsError, match="keys"):
         serve_settings(f"host={host}")
     assert serve_settings(f"host={host}", f"keys={tmp_path / 'keys'}").host == host.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [("keys", "nothing"), ("keys", "a file"), ("keys", "a folder"), ("clips", "nothing"), ("clips", "a file")],
+)
+def test_keys_and_clips_that_cannot_be_read_are_told_before_a_model_is_loaded(
+    tmp_path: Path, name: str, made: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "it"
+    if made == "a file":
+        path.write_text("anna: short")
+    elif made == "a folder":
+        path.mkdir()
+    monkeypatch.setattr("sys.argv", ["serve.py", f"model={tmp_path / 'no model'}", "plain=true", f"{name}={path}"])
+    assert launch_serving("") == 2
+    assert capsys.readouterr().err.startswith(f"1 wrong setting(s):\n  {name}: {path} ")
+    elsewhere = serve_settings(f"{name}={path}")  # on Ray they may lie on another machine than this
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        create_app(FakeBackend(two_words), elsewhere)

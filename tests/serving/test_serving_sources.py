@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import os
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -267,6 +268,46 @@ def test_a_video_may_be_a_video_or_an_image_and_an_image_a_gif():
     assert read(f"data:video/mp4;base64,{b64(MP4)}", "video").data == MP4
     assert read(f"data:video/mp4;base64,{b64(PNG)}", "video").data == PNG
     assert read(f"data:image/gif;base64,{b64(GIF)}").data == GIF
+
+
+SLICE = 1 << 20
+"""Characters that are decoded at once."""
+
+
+@pytest.mark.parametrize("num_characters", [SLICE - 4, SLICE, SLICE + 4, 2 * SLICE, 2 * SLICE + 4])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_what_is_decoded_in_slices_is_whole(num_characters, padding):
+    data = MP4 + bytes(number % 251 for number in range(num_characters // 4 * 3 - padding - len(MP4)))
+    assert len(b64(data)) == num_characters
+    assert read(f"data:video/mp4;base64,{b64(data)}", "video").data == data
+
+
+@pytest.mark.parametrize("end", ["QQ==", "QUI=", "===="])
+def test_padding_at_the_end_of_a_slice_is_padding_in_the_middle(end):
+    for slices in (1, 2):
+        refusal(RefusedMediaError, f"data:video/mp4;base64,{'A' * (slices * SLICE - 4)}{end}QUJD", "video")
+
+
+def test_others_are_served_while_a_large_file_is_decoded():
+    """Its last characters are wrong, so that nothing but decoding is done with it."""
+    url = "data:video/mp4;base64," + "QUJD" * (12 << 20) + "****"
+
+    async def turns() -> int:
+        fetcher = Fetcher(FetchSettings(), Names({}))
+        reading = asyncio.create_task(read_source(url, "video", SourceSettings(), fetcher, LABEL))
+        count = 0
+        while not reading.done():
+            await asyncio.sleep(1e-3)
+            count += 1
+        assert isinstance(reading.exception(), RefusedMediaError)
+        return count
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        assert asyncio.run(turns()) > 20  # of 48 slices
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def test_47_the_size_is_known_before_anything_is_decoded():

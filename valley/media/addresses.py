@@ -13,12 +13,14 @@ _NAT64 = IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = IPv6Network("2000::/3")
 """All that is assigned for public use; ::a.b.c.d, 64:ff9b:1::/48 (local NAT64), fc00::/7 and fe80::/10 are outside."""
 _NOT_PUBLIC: list[Network] = [
+    IPv4Network("168.63.129.16/32"),  # Azure's own services, to its virtual machines alone: certificates, extensions
+    IPv4Network("192.0.0.0/24"),  # protocol assignments; Oracle's older cloud has its metadata at 192.0.0.192
     IPv4Network("192.88.99.0/24"),  # relays of 6to4
     IPv6Network("2001::/23"),  # protocol assignments, Teredo among them
     IPv6Network("2002::/16"),  # 6to4
     IPv6Network("3fff::/20"),  # documentation
 ]
-"""What some versions of Python hold to be global."""
+"""What Python, or some versions of it, hold to be global."""
 
 
 def parse_address(text: str) -> Address:

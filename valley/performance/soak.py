@@ -8,9 +8,10 @@ import contextlib
 import json
 import random
 import shutil
+import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from valley.training.settings import ClusterSettings
 REQUESTS, CLIENTS, CLIPS, PORT = 1000, 8, 12, 8017
 _KILL_AT, _UPDATE_AT = 0.5, 0.6
 """Shares of the requests that have ended then."""
-_REPLICA, _MODEL = "ServeReplica", "ServeReplica:valley:Model"
-"""In what Ray calls its processes."""
+_WEIGHINGS = 20
+PHASES = ("before the kill", "between", "after the update")
+KINDS = ("Ingress", "Model", "Decoder")
+"""Of replicas, as they stand in the titles of their processes."""
 
 HOSTILE: dict[str, tuple[Any, int]] = {
     # what it is: url of a video, or body; the status it must get
@@ -50,6 +53,21 @@ HOSTILE: dict[str, tuple[Any, int]] = {
 }
 
 
+@dataclass(frozen=True)
+class Weighing:
+    """The memory of the replicas at one moment.
+
+    Attributes:
+        phase: one of `PHASES`.
+        ended: requests that had ended.
+        sizes: bytes of one process of a kind, on average over those there are.
+    """
+
+    phase: str
+    ended: int
+    sizes: Mapping[str, float]
+
+
 @dataclass
 class Soak:
     """What came of it.
@@ -58,13 +76,22 @@ class Soak:
         outcomes: of all requests, in the order of their ends.
         killed_at: requests that had ended when a replica was killed.
         updated_at: likewise when the update began, and when it was complete.
-        memory: requests that had ended -> bytes of all replicas.
+        memory: of the replicas, in all three phases.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     killed_at: int = 0
     updated_at: tuple[int, int] = (0, 0)
-    memory: dict[int, int] = field(default_factory=dict)
+    memory: list[Weighing] = field(default_factory=list)
+
+    @property
+    def growth(self) -> dict[str, float]:
+        """What one process of each kind takes in the end, as a multiple of what one took after the first requests.
+
+        Of one, for there are fewer of them after the kill and more during the update.
+        """
+        first, *_, last = (one.sizes for one in self.memory if one.ended)
+        return {kind: last[kind] / first[kind] for kind in KINDS if kind in first and kind in last}
 
     @property
     def wrong(self) -> list[Outcome]:
@@ -76,7 +103,8 @@ class Soak:
 def run_soak(output: Path) -> str:
     """Runs it and returns a Markdown section; raw figures go to `soak.json` in `output`."""
     soak = soak_on_ray(output.absolute() / "soak", REQUESTS)
-    (output / "soak.json").write_text(json.dumps({"memory": soak.memory, "killed_at": soak.killed_at}, indent=1))
+    raw = {"memory": [asdict(one) for one in soak.memory], "killed_at": soak.killed_at, "updated_at": soak.updated_at}
+    (output / "soak.json").write_text(json.dumps(raw, indent=1))
     return _report(soak)
 
 
@@ -141,22 +169,26 @@ async def _soak(settings: ServeSettings, asks: Sequence[Ask]) -> Soak:
     load = asyncio.create_task(closed_loop(url, asks, CLIENTS, soak.outcomes))
     changed = settings.model_copy(update={"engine": settings.engine.model_copy(update={"slots": 4})})
 
-    async def until(share: float, each: Callable[[], None] | None = None) -> None:
+    def weigh(phase: str) -> None:
+        soak.memory.append(Weighing(phase, len(soak.outcomes), _sizes()))
+
+    async def until(share: float, phase: str) -> None:
+        weigh(phase)
         while len(soak.outcomes) < share * count and not load.done():
-            if each:
-                each()
+            if len(soak.outcomes) - soak.memory[-1].ended >= count / _WEIGHINGS:
+                weigh(phase)
             await asyncio.sleep(0.1)
+        weigh(phase)
 
-    def weigh() -> None:
-        soak.memory.setdefault(len(soak.outcomes) // (count // 20) * (count // 20), _memory())
-
-    await until(_KILL_AT, weigh)
+    before, between, after = PHASES
+    await until(_KILL_AT, before)
     soak.killed_at = len(soak.outcomes)
-    replica_processes(_MODEL)[0].kill()
-    await until(_UPDATE_AT)
+    replica_processes("ServeReplica:valley:Model")[0].kill()
+    await until(_UPDATE_AT, between)
     began = len(soak.outcomes)
     await asyncio.to_thread(serve.run, build(changed), name="valley", route_prefix="/")
     soak.updated_at = (began, len(soak.outcomes))
+    await until(1.0, after)
     await load
     return soak
 
@@ -175,8 +207,14 @@ def replica_processes(name: str) -> list[psutil.Process]:
     return found
 
 
-def _memory() -> int:
-    return sum(process.memory_info().rss for process in replica_processes(_REPLICA))
+def _sizes() -> dict[str, float]:
+    """Bytes of one process of each kind; of one that ends meanwhile, nothing."""
+    found: dict[str, list[int]] = {kind: [] for kind in KINDS}
+    for kind, sizes in found.items():
+        for process in replica_processes(f"ServeReplica:valley:{kind}"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                sizes.append(process.memory_info().rss)
+    return {kind: statistics.mean(sizes) for kind, sizes in found.items() if sizes}
 
 
 def _save_tiny(folder: Path) -> None:
@@ -193,7 +231,7 @@ def _report(soak: Soak) -> str:
         rows.append([kind, str(len(some)), ", ".join(f"{status}: {count}" for status, count in counts.items())])
     wrong = Counter(f"{one.status} {one.code}" for one in soak.wrong)
     places = [place for place, one in enumerate(soak.outcomes) if one in soak.wrong]
-    memory = [f"{size / 2**20:.0f} after {number}" for number, size in list(soak.memory.items())[1:]]
+    grown = ", ".join(f"{kind} {ratio:.3f}" for kind, ratio in soak.growth.items())
     return "\n\n".join(
         [
             f"{versions('ray', 'torch', 'fastapi')}. The tiny model, two replicas, two decoders, {CLIENTS} clients, "
@@ -202,6 +240,13 @@ def _report(soak: Soak) -> str:
             f"A replica was killed (`kill -9`) after {soak.killed_at} requests; the application was updated between "
             f"{soak.updated_at[0]} and {soak.updated_at[1]}. Not answered as they should be: {len(soak.wrong)} "
             f"{dict(wrong) or ''}, at places {places}.",
-            f"Memory of all replicas, MiB: {', '.join(memory)} requests.",
+            "Memory of one process, MiB, on average over those of its kind:",
+            table(["phase", "requests", *KINDS], [_weighed(one) for one in soak.memory if one.ended]),
+            f"Last against first: {grown}.",
         ]
     )
+
+
+def _weighed(one: Weighing) -> list[str]:
+    sizes = [f"{one.sizes[kind] / 2**20:.0f}" if kind in one.sizes else "-" for kind in KINDS]
+    return [one.phase, str(one.ended), *sizes]

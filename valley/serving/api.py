@@ -40,10 +40,11 @@ class _ClientLeftError(Exception):
 
 
 _LARGE_BODY = 1 << 18
-"""Bytes from which on a body is parsed on a thread of its own, so that others need not wait."""
+"""Bytes from which on a body is parsed on a thread of its own: others wait for Python's JSON parser, and no longer."""
 _READY_FOR_S, _NOT_READY_FOR_S = 5.0, 1.0
 """How long it is not asked again."""
 _READY_WITHIN_S, _STATE_WITHIN_S = 30.0, 2.0
+_SCHEMAS = "#/components/schemas/"
 
 
 def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | None = None) -> ASGIApp:
@@ -55,7 +56,7 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
         fetcher: of the media that URLs name; None: one of `settings.media.fetch`.
 
     Raises:
-        SettingsError: the keys cannot be read.
+        SettingsError: keys or clips cannot be read.
     """
     api = _Api(backend, settings, fetcher or Fetcher(settings.media.fetch))
 
@@ -73,15 +74,24 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
     app.add_api_route("/ready", api.ready, methods=["GET"])
     app.add_api_route("/metrics", api.metrics_text, methods=["GET"])
     app.add_api_route("/v1/models", api.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name}", api.model, methods=["GET"])
-    body = {"required": True, "content": {"application/json": {"schema": ChatRequest.model_json_schema()}}}
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"])
+    body = {"required": True, "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}ChatRequest"}}}}
     app.add_api_route(
         "/v1/chat/completions", api.chat, methods=["POST"], response_model=None, openapi_extra={"requestBody": body}
     )
     if settings.page:
         add_page(app, settings)
+    _define_request(app)
     keys = None if settings.keys is None else Keys(Path(settings.keys))
     return Guard(app, settings.limits, keys, settings.hosts, api.metrics.refused)
+
+
+def _define_request(app: FastAPI) -> None:
+    """Adds what a request is made of to /openapi.json, which FastAPI writes of routes and does not know that."""
+    schema = ChatRequest.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
+    parts = schema.pop("$defs")
+    schemas = app.openapi().setdefault("components", {}).setdefault("schemas", {})  # what it returns is kept and served
+    schemas.update(parts, ChatRequest=schema)
 
 
 class _Api:

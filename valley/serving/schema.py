@@ -1,7 +1,8 @@
 """What the chat-completions API takes and gives: OpenAI's names, and what this server can do of it.
 
-Source: OpenAI's API reference, "Create chat completion". Unknown fields are ignored; known ones that ask for what this
-server cannot do are refused, for an answer that silently leaves them out would be wrong.
+Source: OpenAI's API reference, "Create chat completion", and vLLM's of its extra parameters. Unknown fields are
+ignored; known ones that ask for what this server cannot do are refused, for an answer that silently leaves them out
+would be wrong.
 """
 
 from __future__ import annotations
@@ -26,33 +27,59 @@ _MOST_VALUES = 1 << 18
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # field: the values that ask for nothing
+    "add_generation_prompt": (True,),
+    "allowed_token_ids": (),
     "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": (),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
     "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
+    "logits_processors": ([],),
     "logprobs": (False,),
+    "media_io_kwargs": ({},),
+    "min_p": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),  # there are no tools to call
     "prediction": (),
     "presence_penalty": (0,),
     "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_k": (-1, 0),
     "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
 
 def _is_text(value: str) -> str:
     try:
-        value.encode()
+        if not value.isascii():  # of ASCII, such as a file in base64, that is known at once
+            value.encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which is no text") from None
     return value

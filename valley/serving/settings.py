@@ -9,7 +9,9 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from valley.config import PRESETS, Location, Settings, Weights
+from valley.serving.clips import find_clips
 from valley.serving.engine.settings import EngineSettings
+from valley.serving.keys import Keys
 from valley.serving.sources import SourceSettings
 
 
@@ -117,6 +119,16 @@ class ServeSettings(Settings):
     def _needs_keys(self) -> Self:
         if self.keys is None and not is_loopback(self.host):
             raise ValueError(f"keys: whoever reaches {self.host} could use this server; name a file of API keys")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        """One process reads them here, before it loads a model; on Ray another machine may be the one that has them."""
+        if self.plain:
+            if self.keys is not None:
+                Keys(Path(self.keys))
+            if self.page:
+                find_clips(self.clips)
         return self
 
 

@@ -41,6 +41,8 @@ _SCHEME_CHARACTERS = 8
 _DATA_HEAD = re.compile(r"data:([a-z]+/[A-Za-z0-9.+-]+)((?:;[A-Za-z0-9-]+=[A-Za-z0-9._+-]*)*);base64,")
 _DATA_HEAD_CHARACTERS = 256
 _FRAME_LIST = "video/jpeg"
+_SLICE_CHARACTERS = 1 << 20
+"""Of base64, decoded at once: a whole number of fours."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """A link is not followed, and a pipe not waited for."""
 
@@ -174,7 +176,7 @@ def _read_data_url(url: str, kind: Kind, settings: SourceSettings, label: str) -
             raise RefusedMediaError(label, "a list of frames in place of an image")
         return _frames(url, len(head), settings, label)
     _check_size(_decoded_bytes(url, len(head)), settings, label)
-    return _base64(url[len(head) :], label)
+    return _base64(url, len(head), len(url), label)
 
 
 def _frames(url: str, start: int, settings: SourceSettings, label: str) -> tuple[bytes, ...]:
@@ -183,11 +185,16 @@ def _frames(url: str, start: int, settings: SourceSettings, label: str) -> tuple
     if count > settings.max_frames:
         raise MediaLimitError(label, f"{count} frames, more than {settings.max_frames}")
     _check_size(_decoded_bytes(url, start), settings, label)
-    frames = tuple(_base64(text, label) for text in url[start:].split(","))
+    frames = []
+    for _ in range(count):
+        end = url.find(",", start)
+        end = len(url) if end < 0 else end
+        frames.append(_base64(url, start, end, label))
+        start = end + 1
     for number, frame in enumerate(frames):
         if not _is_jpeg(frame):
             raise UnsupportedMediaError(label, f"frame {number} of the list is no JPEG")
-    return frames
+    return tuple(frames)
 
 
 def _decoded_bytes(url: str, start: int) -> int:
@@ -200,14 +207,23 @@ def _check_size(num_bytes: int, settings: SourceSettings, label: str) -> None:
         raise MediaLimitError(label, f"about {num_bytes} bytes, more than {settings.max_bytes}")
 
 
-def _base64(text: str, label: str) -> bytes:
-    """Decodes base64 of the standard alphabet, with all of its padding and nothing else in it."""
-    if not text:
+def _base64(url: str, start: int, end: int, label: str) -> bytes:
+    """Decodes base64 of the standard alphabet, with all of its padding and nothing else in it.
+
+    Slice by slice, for nothing else of this process runs while one is decoded.
+    """
+    if start == end:
         raise RefusedMediaError(label, "a data: URL without data")
     try:
-        if len(text) % 4 or text.endswith("==="):
+        if (end - start) % 4 or url.endswith("===", start, end):
             raise ValueError("too much padding, which strict_mode lets pass, or too little")
-        return binascii.a2b_base64(text, strict_mode=True)
+        parts = []
+        for place in range(start, end, _SLICE_CHARACTERS):
+            part = url[place : min(place + _SLICE_CHARACTERS, end)]
+            if place + len(part) < end and part.endswith("="):
+                raise ValueError("padding in the middle, which ends a slice as it may end the whole")
+            parts.append(binascii.a2b_base64(part, strict_mode=True))
+        return b"".join(parts)
     except ValueError:
         raise RefusedMediaError(label, "not base64 (standard alphabet, padded, without line breaks)") from None
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse
 
+from valley.serving.clips import find_clips
 from valley.serving.settings import ServeSettings
 
 _FOLDER = Path(__file__).parent
@@ -16,14 +17,17 @@ _FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-_CLIPS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif", ".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_page(app: FastAPI, settings: ServeSettings) -> None:
-    """Serves the page at `/`, and the clips of `settings.clips` below `/clips`."""
+    """Serves the page at `/`, and the clips of `settings.clips` below `/clips`.
+
+    Raises:
+        SettingsError: the clips cannot be read.
+    """
     for path, (name, kind) in _FILES.items():
         _add_file(app, path, (_FOLDER / name).read_bytes(), kind)
-    clips = _find_clips(settings.clips)
+    clips = find_clips(settings.clips)
 
     async def names() -> dict[str, list[str]]:
         return {"clips": list(clips)}
@@ -42,10 +46,3 @@ def _add_file(app: FastAPI, path: str, data: bytes, kind: str) -> None:
         return Response(data, media_type=kind)
 
     app.add_api_route(path, file, methods=["GET"], include_in_schema=False)
-
-
-def _find_clips(folder: str | None) -> dict[str, Path]:
-    """Clips by their names; what is not listed here is never opened."""
-    if not folder:
-        return {}
-    return {path.name: path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in _CLIPS}
