@@ -43,7 +43,7 @@ _LARGE_BODY = 1 << 18
 """Bytes from which on a body is parsed on a thread of its own: others wait for Python's JSON parser, and no longer."""
 _READY_FOR_S, _NOT_READY_FOR_S = 5.0, 1.0
 """How long it is not asked again."""
-_READY_WITHIN_S, _STATE_WITHIN_S = 30.0, 2.0
+_READY_WITHIN_S, _STATE_WITHIN_S = 30.0, 5.0
 _SCHEMAS = "#/components/schemas/"
 
 
