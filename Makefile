@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt requirements-samples.txt
 	@test -n "$(PYTHON)" || { echo "Valley needs Python 3.11 or newer: make PYTHON=/path/to/python venv"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --config-settings editable_mode=compat --editable '.[dev]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --requirement requirements-samples.txt
 	@touch $@
 

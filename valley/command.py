@@ -43,7 +43,8 @@ def parse_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_settings_table(model),
     )
-    parser.add_argument("--config", help=f"a preset ({', '.join(preset_names(model))}) or a YAML file")
+    presets = f"a preset ({', '.join(names)}) or " if (names := preset_names(model)) else ""
+    parser.add_argument("--config", help=f"{presets}a YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, from metadata alone, and stop")
     for name, text in (switches or {}).items():
         parser.add_argument(f"--{name}", action="store_true", help=text)

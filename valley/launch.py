@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 from valley.command import parse_command, run_command
 from valley.comparison.settings import CompareSettings
+from valley.errors import SettingsError
 from valley.evaluation.questions import read_questions
 from valley.evaluation.settings import EvaluationSettings
+from valley.model.saved import saved_folder
 from valley.serving.settings import ServeSettings
 from valley.training.encoding import EncodeSettings, encode_plain, plan_encoding
 from valley.training.settings import RunSettings
@@ -104,6 +109,10 @@ def launch_serving(description: str) -> int:
     def job() -> None:
         command = parse_command(ServeSettings, description)
         settings = command.settings
+        if settings.plain or not (settings.ray.address or os.environ.get("RAY_ADDRESS")):  # it is this machine's
+            saved_folder(settings.model)
+            if not command.dry_run:
+                _check_free(settings.host, settings.port)
         if command.dry_run:
             _say(settings.describe())
         elif settings.plain:
@@ -116,6 +125,21 @@ def launch_serving(description: str) -> int:
             serve_on_ray(settings)
 
     return run_command(job)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Checks a port before a model is loaded: Ray would share it with another server of the same user.
+
+    Raises:
+        SettingsError: it cannot be listened on.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise SettingsError([f"port: {port} on {host}: {error.strerror}"]) from None
 
 
 def train(settings: RunSettings) -> str:

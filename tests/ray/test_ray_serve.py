@@ -85,6 +85,7 @@ def test_errors_cross_processes_as_they_are(address: str, clip: Path) -> None:
         assert (caught.value.status_code, caught.value.code) == (status, code)
     with urllib.request.urlopen(f"{address}/ready") as ready:
         assert b'"ready"' in ready.read()
+        assert len(ready.headers.get_all("x-request-id")) == 1
 
 
 def test_without_keys_other_machines_are_refused_whoever_listens(address: str) -> None:

@@ -93,6 +93,7 @@ FIELDS = [
     field_case("50 arguments of the template", chat_template_kwargs={"enable_thinking": True}),
     *(field_case("77 max_tokens", max_tokens=value) for value in (0, -1, "5", 1.5, True, [5])),
     *(field_case("77 max_completion_tokens", max_completion_tokens=value) for value in (0, -1, "5")),
+    Case("77 min_tokens above max_tokens", chat(min_tokens=9, max_tokens=8), 400, "min_tokens", "invalid_value"),
     Case("77 max_tokens of a billion", chat(max_tokens=10**9), 400, "max_tokens", "context_length_exceeded"),
     field_case("77 max_tokens null, the default", 200, max_tokens=None),
     *(field_case("77 temperature", temperature=value) for value in (-1, -1e-9, 1e9, 2.001, "0", True, [])),

@@ -134,7 +134,13 @@ def _tune(
             verbose=1,
         ),
     )
-    outcomes = tuner.fit()
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune would end as if the trials had failed
+    try:
+        outcomes = tuner.fit()
+    except KeyboardInterrupt:
+        left = sum(not is_finished(trial) for trial in trials)
+        logger.warning("stopped with %d trials left; the same command with --resume goes on with them", left)
+        raise
     ended = [outcomes[index] for index in range(len(outcomes))]
     errors = {outcome.config["trial"]: outcome.error for outcome in ended if outcome.config and outcome.error}
     return [

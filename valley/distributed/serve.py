@@ -128,7 +128,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Returns the API; Ray asks for it when the replica starts."""
-        return create_app(RayBackend(self._model), self._settings)
+        return create_app(RayBackend(self._model), self._settings, tell_id=False)  # Ray's proxy tells one of its own
 
 
 class RayBackend:

@@ -12,6 +12,7 @@ MODEL_FOLDER = "model"
 """In a run folder: the trained model whole, in Hugging Face form."""
 _NOT_WHOLE = {"manifest.json": "a training checkpoint", "base.json": "a low-rank update alone"}
 """Files that tell what else a run writes."""
+_PARTS_OF_A_HUBS_NAME = 2
 
 
 def saved_folder(path: str) -> str:
@@ -20,14 +21,18 @@ def saved_folder(path: str) -> str:
     What is no folder, such as a name on a hub, comes back as it is.
 
     Raises:
-        ModelError: what is there must be made a model first.
+        ModelError: there is no model, or what is there must be made one first.
     """
     folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or len(folder.parts) > _PARTS_OF_A_HUBS_NAME):
+        raise ModelError(f"there is no {path}")
     for file, kind in _NOT_WHOLE.items():
         if (folder / file).is_file():
             raise ModelError(
                 f"{path} is {kind}, not a model; make one of it: python -m valley.checkpoints.export {path} TARGET"
             )
-    if not (folder / CONFIG_NAME).is_file() and (folder / MODEL_FOLDER / CONFIG_NAME).is_file():
+    if not folder.is_dir() or (folder / CONFIG_NAME).is_file():
+        return path
+    if (folder / MODEL_FOLDER / CONFIG_NAME).is_file():
         return str(folder / MODEL_FOLDER)
-    return path
+    raise ModelError(f"there is no model in {path}: neither {CONFIG_NAME} nor {MODEL_FOLDER}/{CONFIG_NAME}")

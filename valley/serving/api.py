@@ -47,13 +47,16 @@ _READY_WITHIN_S, _STATE_WITHIN_S = 30.0, 5.0
 _SCHEMAS = "#/components/schemas/"
 
 
-def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | None = None) -> ASGIApp:
+def create_app(
+    backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | None = None, tell_id: bool = True
+) -> ASGIApp:
     """Returns the API in front of a model.
 
     Args:
         backend: answers.
         settings: what is served, and to whom.
         fetcher: of the media that URLs name; None: one of `settings.media.fetch`.
+        tell_id: see `Guard`.
 
     Raises:
         SettingsError: keys or clips cannot be read.
@@ -83,7 +86,7 @@ def create_app(backend: Backend, settings: ServeSettings, *, fetcher: Fetcher | 
         add_page(app, settings)
     _define_request(app)
     keys = None if settings.keys is None else Keys(Path(settings.keys))
-    return Guard(app, settings.limits, keys, settings.hosts, api.metrics.refused)
+    return Guard(app, settings.limits, keys, settings.hosts, api.metrics.refused, tell_id=tell_id)
 
 
 def _define_request(app: FastAPI) -> None:

@@ -53,6 +53,7 @@ class Guard:
         keys: of those who may come in; None: everybody.
         hosts: names of this server; empty: with keys any, else this machine's own.
         count: is told the status of each request that is turned away.
+        tell_id: whether answers have the request's id as `x-request-id`; a proxy may see to that.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class Guard:
         keys: Keys | None,
         hosts: tuple[str, ...],
         count: Callable[[int], None],
+        *,
+        tell_id: bool = True,
     ) -> None:
         self._app, self._limits, self._keys, self._count = app, limits, keys, count
         self._hosts = {host.lower() for host in hosts or (() if keys else _LOCAL)}
+        self._tell_id = tell_id
         self._in_hand = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +78,8 @@ class Guard:
         elif scope["type"] == "http":
             scope["valley.id"] = uuid.uuid4().hex
             try:
-                await self._handle(scope, receive, self._patient(send, scope["valley.id"]))
+                ours = {**_HEADERS, "x-request-id": scope["valley.id"]} if self._tell_id else _HEADERS
+                await self._handle(scope, receive, self._patient(send, ours))
             except SlowClientError:
                 logger.info("%s is given up: the client does not read", scope["valley.id"])
         else:
@@ -130,9 +135,11 @@ class Guard:
             if not _is_local(scope):  # whoever else listens for us, such as Ray's proxy, has settings of its own
                 raise RequestError("", "without API keys this server answers its own machine", code="no_keys")
             return ""
-        name = self._keys.name_of(headers.get("authorization", ""))
+        given = headers.get("authorization", "")
+        name = self._keys.name_of(given)
         if name is None:
-            raise RequestError("", "an API key is needed: Authorization: Bearer …", code="invalid_api_key", status=401)
+            said = "this API key is not known here" if given else "an API key is needed: Authorization: Bearer …"
+            raise RequestError("", said, code="invalid_api_key", status=401)
         return name
 
     def _check_post(self, headers: Mapping[str, str]) -> None:
@@ -171,13 +178,12 @@ class Guard:
         except TimeoutError:
             raise RequestError("", "the body did not come in time", code="request_timeout", status=408) from None
 
-    def _patient(self, send: Send, request_id: str) -> Send:
+    def _patient(self, send: Send, ours: Mapping[str, str]) -> Send:
         """Adds what every answer says, and gives up on clients that do not read."""
 
         async def patient(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message.get("headers", ())}
-                ours = {**_HEADERS, "x-request-id": request_id}
                 more = [(name.encode(), value.encode()) for name, value in ours.items() if name.encode() not in given]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             try:

@@ -62,6 +62,8 @@ def _check(request: ChatRequest, settings: ServeSettings) -> None:
         raise RequestError(
             "model", f"there is no such model here, only {settings.name}", code="model_not_found", status=404
         )
+    if request.asked_tokens and (request.min_tokens or 0) > request.asked_tokens:
+        raise RequestError("min_tokens", f"{request.min_tokens}, but the answer may take {request.asked_tokens}")
     limits = settings.limits
     if len(request.messages) > limits.max_messages:
         raise RequestError("messages", f"{len(request.messages)} of them, the most being {limits.max_messages}")

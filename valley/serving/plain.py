@@ -24,7 +24,7 @@ from valley.serving.viewing import LocalDecoder
 logger = logging.getLogger(__name__)
 
 _GRACE_S = 10
-_WATCH_EVERY_S = 2.0
+_LOOK_EVERY_S, _WATCH_EVERY_S = 0.05, 2.0
 
 
 def serve_plain(
@@ -62,7 +62,12 @@ class LocalBackend:
 
 
 def _watch(service: Service, server: uvicorn.Server) -> None:
-    """Ends a server whose engine is gone, without waiting for answers that will not come."""
+    """Says when a server is there; ends it if its engine is gone, without waiting for answers that will not come."""
+    while not (server.started or server.should_exit):
+        time.sleep(_LOOK_EVERY_S)
+    if server.started:
+        host, port, *_ = server.servers[0].sockets[0].getsockname()
+        logger.info("serving on http://%s:%d", host, port)
     while not server.should_exit:
         try:
             service.engine.check_health()

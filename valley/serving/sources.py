@@ -230,7 +230,7 @@ def _base64(url: str, start: int, end: int, label: str) -> bytes:
 
 def _read_file(url: str, settings: SourceSettings, label: str) -> bytes:
     if settings.media_root is None:
-        raise RefusedMediaError(label, "file: URLs are not read here")
+        raise RefusedMediaError(label, "file: URLs are read by servers that have a media.media_root")
     parts = _parts_below_root(url, settings.media_root, label)
     try:
         descriptor = _open_below(settings.media_root, parts)

@@ -251,8 +251,11 @@ def test_load_takes_a_run_and_another_precision_and_refuses_checkpoints(folder: 
     (tmp_path / "manifest.json").touch()
     with pytest.raises(ModelError, match=f"{tmp_path} is a training checkpoint, not a model"):
         valley.load(tmp_path)
-    with pytest.raises(ModelError, match="no processor can be loaded from"):
+    with pytest.raises(ModelError, match=f"there is no {tmp_path}/none"):
         valley.load(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=f"there is no model in {tmp_path}/empty"):
+        valley.load(tmp_path / "empty")
 
 
 def test_a_model_samples_clips_as_it_was_trained(folder: Path, tmp_path: Path) -> None:

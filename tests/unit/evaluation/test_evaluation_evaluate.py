@@ -111,7 +111,7 @@ def test_a_saved_model_answers_in_batches_as_it_does_alone(tmp_path: Path) -> No
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"model: no processor can be loaded from .*nothing"):
+    with pytest.raises(ModelError, match=r"model: there is no .*nothing"):
         ModelAnswerer(str(tmp_path / "nothing"), device=torch.device("cpu"), max_new_tokens=4)
 
 

@@ -243,7 +243,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     [
         ({"llm": {"name": "/no/such/folder"}}, "model.llm.name"),
         ({"template": "vicuna"}, "no template is called 'vicuna'"),
-        ({"path": "/no/such/folder"}, "model.path: no Valley model can be loaded from /no/such/folder"),
+        ({"path": "/no/such/folder"}, "model.path: there is no /no/such/folder"),
     ],
 )
 def test_what_cannot_be_built_is_refused_by_its_setting(changes: dict[str, Any], reason: str) -> None:
