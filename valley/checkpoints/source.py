@@ -91,12 +91,13 @@ def read_trained(path: Place, dtype: torch.dtype | None) -> TrainedModel:
 
 
 def _read_folder(path: Path, dtype: torch.dtype | None) -> TrainedModel:
-    folder = Path(saved_folder(str(path)))
-    if not (folder / "config.json").is_file():
+    try:
+        folder = Path(saved_folder(str(path)))
+    except ModelError:
         raise CheckpointError(
             f"{path}: nothing to export: expected a Hugging Face folder of this project, a run folder with a model in "
             "it, a run's adapter/, or one of its checkpoints/step-…"
-        )
+        ) from None
     if dtype is None:
         saved = ValleyConfig.from_pretrained(folder).dtype
         dtype = saved if isinstance(saved, torch.dtype) else torch.float32

@@ -208,7 +208,7 @@ def lose_base(folder: Path) -> None:
     [
         (lose_manifest, "no manifest.json: the checkpoint is not complete"),
         (flip_a_bit, r"weights.safetensors: expected sha256"),
-        (lose_base, "model.path: no Valley model can be loaded from /no/such/model"),
+        (lose_base, "model.path: there is no /no/such/model"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(
