@@ -285,7 +285,7 @@ def test_a_deadline_before_the_first_token_is_504(headers: dict[str, str]) -> No
 
 
 def test_a_deadline_within_a_stream_is_an_event() -> None:
-    with faked(one_word, "limits.deadline_s=0.2") as (server, backend):
+    with faked(one_word, "limits.deadline_s=1") as (server, backend):
         *chunks, last = events(post(server, chat(stream=True)).text)
         assert chunks[-1]["choices"][0]["delta"] == {"content": "one"}
         assert last["error"]["code"] == "timeout"
@@ -308,14 +308,14 @@ def test_a_deadline_that_passes_while_the_client_is_told_of_something_is_an_even
             sent_parts.append(message["body"])
             await asyncio.sleep(0.02)
 
-    app = create_app(FakeBackend(chatter), serve_settings("limits.deadline_s=0.2"))
+    app = create_app(FakeBackend(chatter), serve_settings("limits.deadline_s=1"))
     asyncio.run(asyncio.wait_for(app(*as_asgi(chat(stream=True)), send), 30))
     *_, last = events(b"".join(sent_parts).decode())
     assert last["error"]["code"] == "timeout"
 
 
 def test_a_real_model_that_is_too_slow_is_504() -> None:
-    with serving("limits.deadline_s=0.5", "engine.slots=1") as server:
+    with serving("limits.deadline_s=1", "engine.slots=1") as server:
         assert_is_error(post(server, chat(**LONG)), 504, "timeout")
         eventually(lambda: is_idle(server, status_504=1))
         *_, last = events(post(server, chat(**LONG, stream=True)).text)
